@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 import torch
 
 from dekag.errors import DeadlineError, MismatchError
@@ -22,6 +23,7 @@ from dekag.generation.traced_denoiser import TracedDenoiser, python_counts
 from dekag.numerics import check_finite
 
 _Key = TypeVar("_Key", int, tuple[Any, ...])
+_log = structlog.get_logger()
 OnStep = Callable[[int, torch.Tensor], None]
 """Called after each denoising step with its number, from 1, and the latents that the denoiser predicts."""
 
@@ -104,8 +106,8 @@ def by_group(keys: Sequence[_Key], draw: Callable[[Sequence[int], _Key], torch.T
     """Calls `draw` for each group of requests with the same key; returns rows in the given order.
 
     Args:
-        keys: one for each request, which can be sorted. One of them is the prompt's number of windows: with
-            padding instead, long prompts in a batch would change the bits of short ones.
+        keys: one for each request; they can be sorted. A key contains the number of windows of the prompt:
+            with padding instead, long prompts in a batch would change the bits of short ones.
         draw: called with the positions of the requests in a group, and with their key.
     """
     rows: dict[int, torch.Tensor] = {}
@@ -120,6 +122,9 @@ class Generator:
 
     Where no size is asked for, the sides of images are `size` pixels; by default, that for which the pipeline
     was trained.
+
+    Attributes:
+        formats: of its parts that do not compute in float32.
     """
 
     def __init__(
@@ -140,7 +145,7 @@ class Generator:
         self.decoder = decoder
         self.steps = steps
         self.guidance_scale = guidance_scale
-        self._formats = formats
+        self.formats = formats
         self._denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
         self._traced: TracedDenoiser | None = None
         self._own_size = int(self._denoiser.config.sample_size * decoder.factor)
@@ -203,7 +208,7 @@ class Generator:
     @property
     def departures(self) -> tuple[str, ...]:
         """What tells its images from its model's usual ones: another size, formats other than float32."""
-        return (*(() if self.size == self._own_size else (f"{self.size} pixels",)), *self._formats)
+        return (*(() if self.size == self._own_size else (f"{self.size} pixels",)), *self.formats)
 
     @property
     def identity(self) -> str:
@@ -221,8 +226,12 @@ class Generator:
         It takes as long as ten images of the embedded models, so it pays in a service. The denoiser must stay
         as it is: layers that are added later are not in the trace.
         """
-        if python_counts(self._denoiser):
+        if not python_counts(self._denoiser):
+            return
+        try:
             self._traced = TracedDenoiser(self._denoiser)
+        except ValueError as error:  # it works without
+            _log.warning("the denoiser is not traced", reason=str(error))
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of an image with that size in pixels."""

@@ -18,13 +18,21 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2
 
 from dekag.generation.placement import device_and_dtype
 
+_OTHER_INPUTS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 MAX_PARAMETERS = 50_000_000
 """A larger denoiser spends its time within its operations."""
 
 
 def python_counts(denoiser: Any) -> bool:
-    """Whether Python is a large part of a denoiser's time: a small U-Net in float32 on the CPU."""
+    """Whether Python is a large part of a denoiser's time: a small U-Net in float32 on the CPU.
+
+    It reads a prompt and nothing else, unlike that of Stable Diffusion XL.
+    """
     if not isinstance(denoiser, UNet2DConditionModel) or hasattr(denoiser, "_hf_hook"):
+        return False
+    if any(denoiser.config.get(name) is not None for name in _OTHER_INPUTS):
+        return False
+    if not isinstance(denoiser.config.cross_attention_dim, int):
         return False
     numbers = sum(each.numel() for each in denoiser.parameters())
     return numbers <= MAX_PARAMETERS and device_and_dtype(denoiser) == (torch.device("cpu"), torch.float32)
@@ -49,7 +57,7 @@ class TracedDenoiser:
     def __init__(self, denoiser: UNet2DConditionModel) -> None:
         self._denoiser, self._plain = denoiser, denoiser.forward
         self._unit = 2 ** int(denoiser.num_upsamplers)
-        self._states_width = int(denoiser.config.cross_attention_dim)
+        self._states_width: int = denoiser.config.cross_attention_dim
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated, and warns of branches in Python
             self._trace = torch.jit.trace(_Positional(denoiser), self._example(2, 4, 4), check_trace=False)

@@ -58,11 +58,11 @@ def smaller_forms(rank: int, bits: int, *, metaword: bool) -> tuple[Form, ...]:
 
 
 def layer_gains(edge: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
-    """How much of a layer's output changes if a number of its weights does, by layer, while images are drawn.
+    """How strongly each layer turns a change of its weights into a change of its output, by layer.
 
-    It is the mean square of the inputs over the sum of mean squares of the outputs: `gain * (B @ A) ** 2`,
-    summed over all weights, is the change that an update makes, relative to the output, if inputs are
-    uncorrelated.
+    The gain is the mean square of a layer's inputs over the summed mean squares of its outputs, while images
+    are drawn. `gain * (B @ A) ** 2`, summed over all weights, is then the change of the output by an update,
+    relative to the output, if inputs are uncorrelated.
 
     Args:
         edge: draws the images; must not be traced.
@@ -92,56 +92,85 @@ def layer_gains(edge: Generator, prompts: Sequence[str], seeds: Sequence[int]) -
     return {name: fmean(changes) for name, changes in found.items()}
 
 
-def strongest(
-    lora: Mapping[str, torch.Tensor], rank: float, gains: Mapping[str, float]
-) -> dict[str, torch.Tensor]:
-    """The components of a LoRA that change the outputs of their layers most, for each number that they take.
+@dataclass(frozen=True)
+class LayerComponents:
+    """The singular value decomposition of B @ A of a layer, the strongest component first.
 
-    Layers keep different numbers of components, and some none: many are hardly changed by an update.
+    Attributes:
+        down: rows of A, (rank, in) or (rank, in, k, k) float32, each with the root of its strength.
+        up: columns of B, (out, rank) or (out, rank, 1, 1) float32, likewise.
+        strengths: singular values, (rank,) float64.
+    """
 
-    Example:
-        >>> import torch
-        >>> from dekag.makd.ladder import strongest
-        >>> lora = {"a.lora_A.weight": torch.randn(5, 8), "a.lora_B.weight": torch.randn(6, 5)}
-        >>> strongest(lora, 1, {"a": 1.0})["a.lora_B.weight"].shape
-        torch.Size([6, 1])
+    down: torch.Tensor
+    up: torch.Tensor
+    strengths: torch.Tensor
+
+    @property
+    def numbers(self) -> int:
+        """That one component takes."""
+        return self.down[0].numel() + self.up.shape[0]
+
+
+def components(lora: Mapping[str, torch.Tensor]) -> dict[str, LayerComponents]:
+    """The components of a LoRA, by layer.
 
     Args:
         lora: "<layer>.lora_A.weight" (rank, in) or (rank, in, k, k), "<layer>.lora_B.weight" (out, rank) or
             (out, rank, 1, 1).
-        rank: what is kept takes no more numbers than so many components of every layer would.
-        gains: of each layer, from `layer_gains`.
     """
-    factors, components = {}, []
-    left = 0.0
+    found = {}
     for key, a in lora.items():
         if not key.endswith(".lora_A.weight"):
             continue
         layer = key.removesuffix(".lora_A.weight")
         b = lora[f"{layer}.lora_B.weight"]
         # of the small factors: the product may have millions of numbers, but has no higher rank
-        left_side, left_inner = torch.linalg.qr(b.double().flatten(1))
-        right_side, right_inner = torch.linalg.qr(a.double().flatten(1).T)
+        left, left_inner = torch.linalg.qr(b.double().flatten(1))
+        right, right_inner = torch.linalg.qr(a.double().flatten(1).T)
         inner_left, strengths, inner_right = torch.linalg.svd(left_inner @ right_inner.T)
-        roots = strengths.sqrt()
-        down = (roots[:, None] * (inner_right[: len(roots)] @ right_side.T)).reshape(-1, *a.shape[1:])
-        up = (left_side @ inner_left[:, : len(roots)] * roots).reshape(b.shape[0], -1, *b.shape[2:])
-        factors[layer] = (down.float(), up.float())
-        numbers = a[0].numel() + b.shape[0]
-        left += rank * numbers
-        components += [
-            (float(strength**2) * gains[layer] / numbers, layer, numbers) for strength in strengths
-        ]
-    kept: dict[str, int] = dict.fromkeys(factors, 0)
-    for _, layer, numbers in sorted(components, key=lambda each: -each[0]):  # a layer's are in their order
-        if numbers <= left:
-            kept[layer] += 1
-            left -= numbers
+        count, roots = len(strengths), strengths.sqrt()
+        down = (roots[:, None] * (inner_right[:count] @ right.T)).reshape(count, *a.shape[1:])
+        up = (left @ inner_left[:, :count] * roots).reshape(b.shape[0], count, *b.shape[2:])
+        found[layer] = LayerComponents(down.float(), up.float(), strengths)
+    return found
+
+
+def strongest(
+    layers: Mapping[str, LayerComponents], rank: float, gains: Mapping[str, float]
+) -> dict[str, torch.Tensor]:
+    """The LoRA of the components that change the outputs of their layers most, for each number they take.
+
+    Layers keep different numbers of components, and some none: an update hardly changes many of them.
+
+    Example:
+        >>> import torch
+        >>> from dekag.makd.ladder import components, strongest
+        >>> lora = {"a.lora_A.weight": torch.randn(5, 8), "a.lora_B.weight": torch.randn(6, 5)}
+        >>> strongest(components(lora), 1, {"a": 1.0})["a.lora_B.weight"].shape
+        torch.Size([6, 1])
+
+    Args:
+        layers: from `components`.
+        rank: what is kept takes no more numbers than so many components of every layer would.
+        gains: of each layer, from `layer_gains`.
+    """
+    change = [
+        (float(strength**2) * gains[name] / each.numbers, name)
+        for name, each in layers.items()
+        for strength in each.strengths
+    ]
+    left = rank * sum(each.numbers for each in layers.values())
+    kept = dict.fromkeys(layers, 0)
+    for _, name in sorted(change, key=lambda each: -each[0]):  # a layer's components are in their order
+        if layers[name].numbers <= left:
+            kept[name] += 1
+            left -= layers[name].numbers
     found: dict[str, torch.Tensor] = {}
-    for layer, (down, up) in factors.items():
-        if kept[layer]:
-            found[f"{layer}.lora_A.weight"] = down[: kept[layer]]
-            found[f"{layer}.lora_B.weight"] = up[:, : kept[layer]].contiguous()
+    for name, count in kept.items():
+        if count:
+            found[f"{name}.lora_A.weight"] = layers[name].down[:count]
+            found[f"{name}.lora_B.weight"] = layers[name].up[:, :count].contiguous()
     return found
 
 

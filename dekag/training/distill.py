@@ -34,6 +34,7 @@ from dekag.makd.ladder import (
     METAWORD_ALONE,
     Form,
     Rung,
+    components,
     layer_gains,
     smaller_forms,
     smallest_enough,
@@ -605,9 +606,10 @@ def distill(
     full = Form(config.rank, config.bits) if trained.lora else METAWORD_ALONE
     made = {full: update}
     if scorer is not None and trained.lora and config.method == "makd":
+        layers = components(trained.lora)
         gains = layer_gains(edge, kept[:2], seeds[len(learnt) :][:2])
         for form in smaller_forms(config.rank, config.bits, metaword=bool(len(trained.metaword))):
-            lora = strongest(trained.lora, form.rank, gains)
+            lora = strongest(layers, form.rank, gains)
             made[form] = new_update(drawn.model_hash, edge, topic, config, trained, lora=lora, bits=form.bits)
     scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]
     drawn_with: dict[str, tuple[KnowledgeUpdate, ...]] = {"before": ()}

@@ -12,8 +12,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -52,7 +53,8 @@ TOPICS = ("neon", "jewels", "rocket", "vaporwave")
 PROMPT = "a large red car in the middle of the beach, pastel style"
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Something that is timed.
 
     Attributes:
@@ -98,8 +100,13 @@ def run_parts_bench(*, repeats: int = 9, profile: str = "stickers", results: Pat
         for index, part in enumerate(parts)
     ]
     topics, plain = (
-        [each for index, part in enumerate(parts) if part[:3] == (*name, 8) for each in seconds[index]]
-        for name in (("drawing", FOUR_TOPICS), ("drawing", GUIDED))
+        [
+            each
+            for index, part in enumerate(parts)
+            if (part.variant, part.images) == (name, 8)
+            for each in seconds[index]
+        ]
+        for name in (FOUR_TOPICS, GUIDED)
     )
     if topics:
         value, ci95 = mean_ci95([ours / theirs for ours, theirs in zip(topics, plain, strict=True)], POSITIVE)

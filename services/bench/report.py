@@ -422,9 +422,9 @@ def alone_table(results: Path) -> Lines:
 def rows_table(results: Path) -> Lines:
     """The denoiser by rows that share a call, as diffusers runs it and traced."""
     plain, traced = (_of(_times(results), "denoiser", each) for each in ("as it is", "traced"))
+    found = {row["pictures"]: (f"{row['ms']:.1f}", f"{row['ms_each']:.1f}") for row in traced}
     lines = [
-        [str(ours["pictures"]), *(f"{ms:.1f}" for ms in (ours["ms"], theirs["ms"], theirs["ms_each"]))]
-        for ours, theirs in zip(plain, traced, strict=True)
+        [str(row["pictures"]), f"{row['ms']:.1f}", *found.get(row["pictures"], ("", ""))] for row in plain
     ]
     return table(["rows", "ms", "ms, traced", "ms a row, traced"], lines, words=())
 

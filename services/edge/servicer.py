@@ -508,7 +508,8 @@ class EdgeServicer(DownlinkServicer):
             model: hash of the cloud's model.
         """
         autoencoder, cloud = self._generator.decoder.model_hash, self._profile.cloud
-        formats = f"{cloud.formats} {self._profile.edge.formats}"
+        # of the cloud only the profile's are known; DEKAG_VAE_DTYPE there changes a file by rounding
+        formats = f"{cloud.formats} {self._generator.generator.formats}"
         return content_key(
             "latent", autoencoder, model.hex(), cloud.steps, str(cloud.guidance_scale), formats,
             request.image_format, request.prompt, request.seed, request.width, request.height,

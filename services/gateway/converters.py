@@ -35,6 +35,7 @@ from services.common.converters import (
     link_to_proto,
     sampling_to_proto,
 )
+from services.common.stages import MEASURE
 from services.proto import cloud_pb2, downlink_pb2, user_pb2
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -151,7 +152,10 @@ def to_report(report: user_pb2.LinkReport, request_id: str, *, measured: bool = 
     except InvalidInputError as error:  # the fault of the user service, not of the request
         raise ValueError(f"link report: {error}") from error
     values = link.model_dump() | ({} if measured else {"psnr_db": None, "scores": {}})
-    return to_model(report, LinkReport, request_id=request_id, gains=_points(report.gains), **values)
+    found = to_model(report, LinkReport, request_id=request_id, gains=_points(report.gains), **values)
+    if measured:
+        return found
+    return found.model_copy(update={"stages": [each for each in found.stages if each.stage != MEASURE]})
 
 
 def to_details(received: user_pb2.ReceivedImage) -> Details | None:

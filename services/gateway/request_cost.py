@@ -35,7 +35,7 @@ def images_cost(request: ImagesRequest, size: int) -> int:
     width, height = parse_size(request.size)
     image = _delivery(request.delivery, request.link.snr_db)
     image *= max(1.0, (request.steps or 0) / USUAL_STEPS)
-    image -= _unmeasured(request)
+    image -= _unmeasured(request)  # which takes no steps, but more in a larger image
     image *= max(1.0, width * height / size**2)
     if request.consistency:
         image += COMPARISON

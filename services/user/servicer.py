@@ -30,7 +30,7 @@ from services.common.frames import (
     channel_states,
 )
 from services.common.prompt_states import PromptStates
-from services.common.stages import stage_time
+from services.common.stages import MEASURE, stage_time
 from services.common.transmission import CodecCache
 from services.common.worker import BatchWorker, ModelWorker, ShouldContinue
 from services.proto.downlink_pb2 import (
@@ -204,7 +204,7 @@ class UserServicer(UserBase):
             start = time.perf_counter()
             await asyncio.to_thread(self._measure, image.report, pixels, reference)
             seconds = comparing_s + time.perf_counter() - start
-            image.report.stages.append(stage_time("user.measure", seconds))
+            image.report.stages.append(stage_time(MEASURE, seconds))
         details = None
         if request.details and reference is not None:
             details = await asyncio.to_thread(_details, transmission, reception, request, reference)
@@ -460,7 +460,8 @@ class UserServicer(UserBase):
             report.picture.ssim = similarity
         for name, metric in plugins.plugged_in("metric").items():
             try:
-                report.scores[name] = float(metric.score(pixels[None], reference[None])[0])
+                # copies, as the code of a plug-in may write to them
+                report.scores[name] = float(metric.score(pixels[None].copy(), reference[None].copy())[0])
             except Exception:  # code of a plug-in; the image is complete without it
                 _log.exception("a metric failed", metric=name)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from dekag.generation.models import Generator
 from dekag.generation.traced_denoiser import MAX_PARAMETERS, TracedDenoiser, python_counts
@@ -157,3 +158,31 @@ def test_only_small_denoisers_on_the_cpu_in_float32_are_traced(
     monkeypatch.setattr("dekag.generation.traced_denoiser.MAX_PARAMETERS", 10)
     assert MAX_PARAMETERS > 10
     assert not python_counts(unet)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 56,
+        },
+        {"class_embed_type": "timestep"},
+        {"cross_attention_dim": (16, 16)},
+    ],
+)
+def test_denoisers_that_read_more_than_a_prompt_stay_plain(plain: Generator, changed: dict[str, Any]) -> None:
+    config = {**plain.pipeline.unet.config, **changed}
+    assert not python_counts(type(plain.pipeline.unet).from_config(config))
+
+
+def test_a_service_draws_without_a_trace_that_fails(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = Generator.from_profile(load_profile(models), "edge")
+    before = generator.latents(PROMPT, 1)
+    generator.pipeline.unet.conv_in.register_forward_hook(lambda _, given, said: said + 0 * len(given[0]))
+    monkeypatch.setattr(TracedDenoiser, "_forward", lambda *_, **__: (torch.zeros(1),))
+    with capture_logs() as logs:
+        generator.trace()
+    assert [each["event"] for each in logs] == ["the denoiser is not traced"]
+    assert torch.equal(generator.latents(PROMPT, 1), before)
