@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from dekag.link.channel import Reception
 from dekag.link.conditions import LinkConditions
-from dekag.link.digital import ITERATIONS, DigitalLink, _code, _constellation, _sent_bits
+from dekag.link.digital import ITERATIONS, DigitalLink, _constellation, code_of, whole_codewords
 from dekag.link.mcs import INFORMATION_BITS, MOTHER_RATE, TABLE, CodewordLayout, ModulationAndCoding
 from dekag.link.outage import FADING_DRAWS, loss_probability
 
@@ -84,14 +84,10 @@ def _decodes(
     link, layout = DigitalLink(), CodewordLayout.of(len(payloads[0]), coding)
     no = 10 ** (-snr_db / 10)
     received, gain = symbols + noise * no.sqrt()[:, None], torch.ones(1, 1, dtype=torch.complex64)
-    codewords = torch.zeros(len(payloads), layout.mother_bits)
-    encoder, decoder = _code(layout.size, layout.mother_bits)
-    for i, payload in enumerate(payloads):
-        reception = Reception(received[i : i + 1], gain, no[i : i + 1])
-        soft_bits = link.soft_bits(reception, coding, len(payload))
-        codewords[i : i + 1].index_add_(1, _sent_bits(layout), soft_bits)
-    codewords[:, layout.used_bits - 2 * encoder.z : layout.size - 2 * encoder.z] = -20.0
-    decoded, _ = decoder(codewords, num_iter=ITERATIONS)
+    receptions = [Reception(received[i : i + 1], gain, no[i : i + 1]) for i in range(len(payloads))]
+    soft_bits = torch.cat([link.soft_bits(each, coding, len(payloads[0])) for each in receptions])
+    _, decoder = code_of(layout.size, layout.mother_bits)
+    decoded, _ = decoder.decode(whole_codewords(soft_bits, layout), ITERATIONS)
     sent = torch.from_numpy(np.stack([np.unpackbits(np.frombuffer(p, np.uint8)) for p in payloads]))
     fine: torch.Tensor = (decoded[:, : sent.shape[1]] == sent).all(dim=1)
     return fine

@@ -10,12 +10,14 @@ parts of at most 1920 bits. Each is LDPC-encoded with the next longer code of
    and constellation points are equally likely for every payload.
 4. Map them to Gray-coded QAM points of mean power 1 (over the constellation).
 
-The receiver equalises, demaps with the noise variance of every symbol, and runs belief propagation for at
-most 50 iterations, stopping as soon as the CRC matches.
+The receiver equalises, demaps with the noise variance of every symbol, and runs belief propagation on each
+codeword until it fulfils all parity checks, for at most 50 iterations. If the CRC does not match then, the
+payload is lost.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache, lru_cache
 from typing import Any
 
@@ -26,21 +28,20 @@ from dekag.errors import DekagError, InvalidInputError
 from dekag.link.channel import Reception
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import unbiased_equalize
+from dekag.link.ldpc import LLR_LIMIT, LdpcDecoder
 from dekag.link.mcs import TABLE, CodewordLayout, ModulationAndCoding
 
 __all__ = ["TABLE", "DecodingError", "DigitalLink", "ModulationAndCoding", "warm_up"]
 
 ITERATIONS = 50
 
-_ITERATIONS_PER_CHECK = 5
-_KNOWN_ZERO_LLR = -20.0  # the decoder's own limit; log p(1)/p(0)
 _MIN_NO = 1e-6  # an ideal reception has no noise, and no finite likelihood ratio
 _SEED = 38212  # seed of interleaver and scrambler, known to both sides
 _TYPICAL_BYTES = 2500  # a WebP of the sticker world
 
 
 class DecodingError(DekagError):
-    """The CRC does not match after the last iteration: the payload is lost."""
+    """The CRC does not match after decoding: the payload is lost."""
 
 
 class DigitalLink:
@@ -78,7 +79,7 @@ class DigitalLink:
         information[bits.numel() : bits.numel() + layout.crc_bits] = _crc(bits, layout.crc)
         blocks = torch.zeros(layout.codewords, layout.size)
         blocks[:, : layout.used_bits] = information.view(layout.codewords, layout.used_bits)
-        encoder, _ = _code(layout.size, layout.mother_bits)
+        encoder, _ = code_of(layout.size, layout.mother_bits)
         coded = encoder(blocks)[:, _sent_bits(layout)].flatten()
         order, mask = _interleaver(layout.channel_uses * coding.bits_per_symbol)
         padded = torch.zeros(order.numel())
@@ -123,19 +124,13 @@ class DigitalLink:
             DecodingError: the CRC does not match.
         """
         layout = CodewordLayout.of(payload_bytes, coding)
-        encoder, decoder = _code(layout.size, layout.mother_bits)
-        codewords = torch.zeros(layout.codewords, layout.mother_bits)
-        codewords.index_add_(1, _sent_bits(layout), soft_bits)
-        unsent = 2 * encoder.z
-        codewords[:, layout.used_bits - unsent : layout.size - unsent] = _KNOWN_ZERO_LLR
-        state = None
-        for _ in range(ITERATIONS // _ITERATIONS_PER_CHECK):
-            decoded, state = decoder(codewords, num_iter=_ITERATIONS_PER_CHECK, msg_v2c=state)
-            bits = decoded[:, : layout.used_bits].flatten()
-            payload, crc = bits[: 8 * payload_bytes], bits[8 * payload_bytes :][: layout.crc_bits]
-            if torch.equal(_crc(payload, layout.crc), crc):
-                return np.packbits(payload.numpy().astype(np.uint8)).tobytes()
-        raise DecodingError(f"the CRC of {payload_bytes} bytes does not match after {ITERATIONS} iterations")
+        _, decoder = code_of(layout.size, layout.mother_bits)
+        decoded, _ = decoder.decode(whole_codewords(soft_bits, layout), ITERATIONS)
+        bits = decoded[:, : layout.used_bits].flatten()
+        payload, crc = bits[: 8 * payload_bytes], bits[8 * payload_bytes :][: layout.crc_bits]
+        if not torch.equal(_crc(payload.float(), layout.crc), crc.float()):
+            raise DecodingError(f"the CRC of {payload_bytes} bytes does not match after LDPC decoding")
+        return np.packbits(payload.numpy()).tobytes()
 
 
 def warm_up() -> None:
@@ -152,31 +147,58 @@ def warm_up() -> None:
 
 def _sent_bits(layout: CodewordLayout) -> torch.Tensor:
     """(sent_bits,) int64: positions of the sent bits within n; the others are known zeros or punctured."""
-    encoder, _ = _code(layout.size, layout.mother_bits)
+    encoder, _ = code_of(layout.size, layout.mother_bits)
     systematic = torch.arange(layout.used_bits - 2 * encoder.z)
     parity = torch.arange(layout.size - 2 * encoder.z, layout.mother_bits)
     whole = torch.cat([systematic, parity])
     return whole.repeat(-(-layout.sent_bits // whole.numel()))[: layout.sent_bits]
 
 
+def whole_codewords(soft_bits: torch.Tensor, layout: CodewordLayout) -> torch.Tensor:
+    """(codewords, n) soft bits of the whole code: repeated ones are added, and unused ones known to be 0."""
+    codewords = torch.zeros(len(soft_bits), layout.mother_bits)
+    codewords.index_add_(1, _sent_bits(layout), soft_bits)
+    encoder, _ = code_of(layout.size, layout.mother_bits)
+    unsent = 2 * encoder.z
+    codewords[:, layout.used_bits - unsent : layout.size - unsent] = -LLR_LIMIT
+    return codewords
+
+
 @lru_cache(maxsize=128)
-def _code(k: int, n: int) -> tuple[Any, Any]:
-    from dekag.link.sionna_blocks import LDPC5GDecoder, LDPC5GEncoder
+def code_of(k: int, n: int) -> tuple[Any, LdpcDecoder]:
+    """Sionna's encoder of k information bits into n, and the decoder."""
+    from dekag.link.sionna_blocks import LDPC5GEncoder
 
     encoder = LDPC5GEncoder(k, n, device="cpu", precision="single", check_input=False)
-    decoder = LDPC5GDecoder(
-        encoder, num_iter=_ITERATIONS_PER_CHECK, return_state=True, device="cpu", precision="single"
-    )
-    return encoder, decoder
+    return encoder, LdpcDecoder(encoder)
 
 
 @cache
-def _constellation(bits_per_symbol: int) -> tuple[Any, Any]:
-    from dekag.link.sionna_blocks import Demapper, Mapper
+def _constellation(bits_per_symbol: int) -> tuple[Any, _Demapper]:
+    from dekag.link.sionna_blocks import Mapper
 
-    mapper = Mapper("qam", bits_per_symbol, device="cpu", precision="single")
-    demapper = Demapper("app", "qam", bits_per_symbol, device="cpu", precision="single")
-    return mapper, demapper
+    return Mapper("qam", bits_per_symbol, device="cpu", precision="single"), _Demapper(bits_per_symbol)
+
+
+class _Demapper:
+    """Sionna's `Demapper("app", "qam")`, with the real and the imaginary parts demapped separately.
+
+    In 5G's QAM (TS 38.211, section 5.1) every second bit decides the real part, and the others the imaginary
+    part, so that 2 * sqrt(M) distances give the same soft bits as M do.
+    """
+
+    def __init__(self, bits_per_symbol: int) -> None:
+        from dekag.link.sionna_blocks import SymbolLogits2LLRs, pam
+
+        self._levels = torch.from_numpy(pam(bits_per_symbol // 2, precision="single").real) / math.sqrt(2)
+        self._soft_bits = SymbolLogits2LLRs("app", bits_per_symbol // 2, device="cpu", precision="single")
+
+    def __call__(self, symbols: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
+        """log p(1)/p(0) (..., K * bits) of symbols (..., K) with noise of power `no` (..., K)."""
+        distances = torch.view_as_real(symbols)[..., None] - self._levels
+        parts = self._soft_bits(-distances.square() / no[..., None, None])  # (..., K, 2, bits / 2)
+        soft_bits: torch.Tensor = parts.transpose(-1, -2).flatten(-3)
+        return soft_bits
 
 
 def _crc(bits: torch.Tensor, name: str) -> torch.Tensor:

@@ -121,14 +121,13 @@ def powers_db(conditions: LinkConditions) -> Array:
 def _powers_db(conditions: LinkConditions) -> Array:
     from dekag.link.channel import transmit
 
-    symbols = torch.ones(1, _SYMBOLS, dtype=torch.complex64)
-    powers = []
-    for seed in range(_SEED, _SEED + FADING_DRAWS):
-        reception = transmit(symbols, [conditions], [seed])
-        errors = 0.0 if reception.gain_errors is None else reception.gain_errors
-        no = reception.no[:, None]
-        powers.append(reception.gains.abs().square() * no / (no + errors))
-    return np.asarray(10 * torch.log10(torch.cat(powers).double().clamp_min(1e-12)))
+    symbols = torch.ones(FADING_DRAWS, _SYMBOLS, dtype=torch.complex64)
+    seeds = range(_SEED, _SEED + FADING_DRAWS)
+    reception = transmit(symbols, [conditions] * FADING_DRAWS, seeds)
+    errors = 0.0 if reception.gain_errors is None else reception.gain_errors
+    no = reception.no[:, None]
+    powers = reception.gains.abs().square() * no / (no + errors)
+    return np.asarray(10 * torch.log10(powers.double().clamp_min(1e-12)))
 
 
 @cache

@@ -1,5 +1,6 @@
-"""The parts of Sionna that the link uses. Import it inside functions, as the first import takes seconds.
+"""The parts of Sionna that the link uses, or is compared with.
 
+Import it inside functions, as the first import takes seconds.
 Importing Sionna reseeds torch's global generators from the clock, which would make later draws of the caller
 irreproducible; so their states are restored. All blocks are given a device, as Sionna otherwise uses the
 first GPU.
@@ -15,7 +16,7 @@ with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
     from sionna.phy.channel.tr38901 import TDL
     from sionna.phy.fec.crc import CRCEncoder
     from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
-    from sionna.phy.mapping import Demapper, Mapper
+    from sionna.phy.mapping import Demapper, Mapper, SymbolLogits2LLRs, pam
     from sionna.phy.mimo import lmmse_equalizer, zf_equalizer
     from sionna.phy.utils import complex_normal
 
@@ -28,9 +29,11 @@ __all__ = [
     "LDPC5GEncoder",
     "Mapper",
     "SeededTDL",
+    "SymbolLogits2LLRs",
     "cir_to_ofdm_channel",
     "complex_normal",
     "lmmse_equalizer",
+    "pam",
     "zf_equalizer",
 ]
 

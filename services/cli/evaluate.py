@@ -538,6 +538,16 @@ def bench_parts(
     _launch(lambda: run_parts_bench(repeats=repeats, **_targets(profile)))
 
 
+@bench.command("ldpc")
+def bench_ldpc(
+    codewords: Annotated[int, typer.Option(help="Codewords of each code and SNR.", min=1)] = 200,
+) -> None:
+    """Compare codewords lost by the LDPC decoder, and its CPU time, with Sionna's decoder."""
+    from services.bench.ldpc import run_ldpc_bench
+
+    _launch(lambda: run_ldpc_bench(codewords=codewords))
+
+
 @bench.command("overload")
 def bench_overload(
     times: Annotated[float, typer.Option(help="Arrival rate, as a multiple of the capacity.", min=1)] = 4.0,
