@@ -160,6 +160,7 @@ results: need-all ## measure everything and fill results/ and the pages in docs/
 
 bench: need-all ## benchmark the services: results/load/, docs/results-load.md
 	$(BIN)/dekag bench parts
+	$(BIN)/dekag bench ldpc
 	$(BIN)/dekag bench chain
 	$(BIN)/dekag bench throughput
 	$(BIN)/dekag bench cached

@@ -228,6 +228,10 @@ FIGURES: dict[str, Figure] = {
             "bench_topics_ratio", "Drawing of eight images of four topics, relative to none, same guidance",
             "ratio", 1.2, _MOST,
         ),
+        Figure(
+            "ldpc_seconds", "Conventional delivery: CPU time to demodulate and decode a file", "s", 0.15,
+            _MOST,
+        ),
         Figure("ready_seconds", "Time from start until all services are ready, files cached", "s", 15, _MOST),
         Figure("rss_gib", "Resident memory of all services (PSS)", "GiB", 3, _MOST),
         Figure(
@@ -406,7 +410,9 @@ def with_unit(value: float, unit: str) -> str:
 
 def value_text(value: float, unit: str, decimals: int | None = None, *, bare: bool = False) -> str:
     """A measured value with its unit, or `bare`."""
-    number = f"{value:,.{DECIMALS.get(unit, 2) if decimals is None else decimals}f}"
+    if decimals is None:
+        decimals = 3 if unit == "s" and abs(value) < 1 else DECIMALS.get(unit, 2)
+    number = f"{value:,.{decimals}f}"
     return number if bare or unit == "ratio" else f"{number} {unit}"
 
 

@@ -38,6 +38,7 @@ from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink, apply_channel
 from dekag.profile import Profile, load_profile
 from services.bench.channel import request_for
+from services.bench.conventional import IMAGES, USUAL, conventional_rows
 from services.bench.pipeline import CBR, CONDITIONS
 from services.bench.processes import server, start
 from services.bench.results_io import write_bench
@@ -70,18 +71,22 @@ class Part:
     work: Callable[[], object]
 
 
-def run_parts_bench(*, repeats: int = 9, profile: str = "stickers", results: Path = RESULTS) -> list[Row]:
+def run_parts_bench(
+    *, repeats: int = 9, images: int = IMAGES, profile: str = "stickers", results: Path = RESULTS
+) -> list[Row]:
     """Time every part, all of them in turn in each repeat.
 
     Args:
         repeats: times that each part is timed; one more comes first and does not count.
+        images: conventional deliveries over each link.
         profile: the models; topics' updates are timed if it has some.
         results: the rows are written into its folder load/.
 
     Returns:
-        Rows of kind "time": median `ms` of each part, and per image. In headline.json, `bench_topics_ratio`
-        is the time of a batch of eight images of four topics, relative to eight images without an update at
-        the same guidance.
+        Rows of kind "time": median `ms` of each part, and per image; and those of `conventional_rows`. In
+        headline.json, `bench_topics_ratio` is the time of a batch of eight images of four topics, relative to
+        eight images without an update at the same guidance, and `ldpc_seconds` the mean CPU time to demodulate
+        and decode a file, s.
     """
     console = Console()
     torch.set_num_threads(1)
@@ -121,7 +126,12 @@ def run_parts_bench(*, repeats: int = 9, profile: str = "stickers", results: Pat
         )
     rows.append(_timed("hop of gRPC", "512 symbols in three messages", 1, _hop_s(repeats, console)))
     rows += _decoder_errors(edge)
-    config = {"profile": profile, "repeats": repeats, "threads": 1}
+    conventional = conventional_rows(edge, console, images)
+    rows += conventional
+    received_s = [r["demodulation_s"] + r["decoding_s"] for r in conventional if r["link"] == USUAL]
+    mean_s, ci95 = mean_ci95(received_s, POSITIVE)
+    record("ldpc_seconds", mean_s, "s", ci95=ci95, count=images, command=COMMAND, results=results)
+    config = {"profile": profile, "repeats": repeats, "images": images, "threads": 1}
     write_bench("parts", config, rows, results)
     for row in rows:
         if row["kind"] == "time":

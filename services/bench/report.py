@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from dekag.evaluation import plots
-from dekag.evaluation.pages import Lines, Report, Row, figures_table, table
+from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, table
 from dekag.evaluation.registry import OF_THE_PAGE, read_figures
-from dekag.evaluation.statistics import POSITIVE, mean_ci95
+from dekag.evaluation.statistics import POSITIVE, mean_ci95, mean_of, proportion_ci95
 from services.bench import channel, overload, scale, start, throughput, traffic, upgrade
+from services.bench.conventional import LINKS
 from services.bench.parts import FOUR_TOPICS, GUIDED, IMAGES_AT_ONCE
 from services.bench.results_io import read_bench
 
@@ -458,6 +459,83 @@ def decoders_table(results: Path) -> Lines:
     return table(["", "ms an image, alone", "ms an image, of four", "PSNR against the first, dB"], lines)
 
 
+CONVENTIONAL_STEPS = ("coding_s", "channel_s", "demodulation_s", "decoding_s")
+
+
+def conventional_table(results: Path) -> Lines:
+    """CPU times of conventional deliveries, by link."""
+    rows = [row for row in read_bench("parts", results)["rows"] if row["kind"] == "conventional"]
+    if not rows:
+        raise NotMeasuredError(PERFORMANCE.command)
+    lines = []
+    for name in LINKS:
+        sent = [row for row in rows if row["link"] == name]
+        steps = [f"{1e3 * mean_of(sent, step):.1f}" if step in sent[0] else "" for step in CONVENTIONAL_STEPS]
+        total = [sum(row.get(step, 0.0) for step in (*CONVENTIONAL_STEPS, "all_s")) for row in sent]
+        mean, ci95 = mean_ci95([1e3 * seconds for seconds in total], POSITIVE)
+        interval = "" if ci95 is None else f" ({ci95[0]:.1f} .. {ci95[1]:.1f})"
+        sends = sum(row.get("transmissions", 1) for row in sent) / len(sent)
+        lost = f"{sum(row['lost'] for row in sent)} of {len(sent)}"
+        size, rate = f"{mean_of(sent, 'bytes'):,.0f}", f"{mean_of(sent, 'rate'):.2f}"
+        lines.append([name, size, rate, f"{sends:.1f}", *steps, f"{mean:.1f}{interval}", lost])
+    header = [
+        "link", "bytes", "code rate", "transmissions", "coding", "channel", "demodulation", "LDPC decoding",
+        "all, CPU ms", "lost",
+    ]  # fmt: skip
+    return table(header, lines)
+
+
+def ldpc_table(results: Path) -> Lines:
+    """Codewords lost by Sionna's decoder and by ours, by code."""
+    rows = read_bench("ldpc", results)["rows"]
+    lines = []
+    for code in dict.fromkeys((row["information_bits"], row["qam"], row["rate"]) for row in rows):
+        found = [row for row in rows if (row["information_bits"], row["qam"], row["rate"]) == code]
+        snrs = [row["snr_db"] for row in found]
+        total = _totals(found)
+        count = total["codewords"]
+        lines.append(
+            [
+                f"{code[0]:,} bits, {code[1]}-QAM, {code[2]}",
+                f"{min(snrs):.1f} .. {max(snrs):.1f}",
+                *(_percent(total[which], count) for which in ("lost_sionna", "lost")),
+                f"{total['only_sionna']} / {total['only_dekag']}",
+                *(f"{1e3 * total[which] / count:.2f}" for which in ("cpu_s_sionna", "cpu_s")),
+            ]
+        )
+    header = [
+        "code", "SNR, dB", "lost: Sionna, %", "lost: DeKA-g, %", "decoded by Sionna / DeKA-g alone",
+        "CPU ms: Sionna", "DeKA-g",
+    ]  # fmt: skip
+    return table(header, lines)
+
+
+def _totals(rows: Sequence[Row]) -> Row:
+    """Sums of what `dekag bench ldpc` counted and timed."""
+    names = ("codewords", "lost_sionna", "lost", "only_sionna", "only_dekag", "undetected")
+    return {name: sum(row[name] for row in rows) for name in (*names, "cpu_s_sionna", "cpu_s")}
+
+
+def _percent(part: int, count: int) -> str:
+    low, high = proportion_ci95(part, count)
+    return f"{100 * part / count:.1f} ({100 * low:.1f} .. {100 * high:.1f})"
+
+
+def ldpc_values(results: Path) -> Mapping[str, str]:
+    """Of all codes and SNRs together; nothing if they were not measured."""
+    try:
+        total = _totals(read_bench("ldpc", results)["rows"])
+    except NotMeasuredError:
+        return {}
+    different = total["only_sionna"] + total["only_dekag"]
+    return {
+        "ldpc_codewords": f"{total['codewords']:,}",
+        "ldpc_different": f"{different:,}",
+        "ldpc_different_percent": f"{100 * proportion_ci95(different, total['codewords'])[1]:.2f} %",
+        "ldpc_undetected": f"{total['undetected']:,}",
+    }
+
+
 def parts_plot(results: Path) -> Any:
     """Where the time of an image goes."""
     times = _times(results)
@@ -478,12 +556,15 @@ def parts_plot(results: Path) -> Any:
 PERFORMANCE = Report(
     page="performance.md",
     command="dekag bench parts",
-    values=performance_values,
+    values=lambda results: {**performance_values(results), **ldpc_values(results)},
+    partial=True,
     tables={
         "parts": alone_table,
         "rows": rows_table,
         "drawings": drawings_table,
         "decoders": decoders_table,
+        "conventional": conventional_table,
+        "ldpc": ldpc_table,
     },
     plots={"parts": parts_plot},
 )

@@ -15,19 +15,23 @@ import httpx2
 import pytest
 import uvicorn
 from grpc import aio
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dekag.errors import MismatchError, NotFoundError
 from dekag.evaluation.pages import NotMeasuredError
-from dekag.evaluation.registry import MISSING
+from dekag.evaluation.registry import MISSING, read_figures
 from dekag.evaluation.statistics import ratio_of_medians
+from dekag.generation.models import Generator
 from dekag.profile import load_profile
-from services.bench import channel, overload, throughput
+from services.bench import channel, ldpc, overload, throughput
 from services.bench.channel import run_channel_bench
+from services.bench.conventional import HARQ, LINKS, USUAL, conventional_rows
 from services.bench.cost import run_cost_bench
 from services.bench.distill import default_topics
 from services.bench.fastapi_server import create_app
 from services.bench.latency import run_cached_bench, run_chain_bench
+from services.bench.ldpc import run_ldpc_bench
 from services.bench.overload import run_overload_bench
 from services.bench.parts import run_parts_bench, updates_of
 from services.bench.pipeline import InProcessPipeline, as_json
@@ -314,12 +318,45 @@ def test_parts_are_timed_and_told(
     dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = run_parts_bench(repeats=1, profile=str(dummy_profile), results=tmp_path)
+    monkeypatch.setattr(ldpc, "CODES", ldpc.CODES[-1:])
+    run_ldpc_bench(codewords=2, results=tmp_path)
+    rows = run_parts_bench(repeats=1, images=2, profile=str(dummy_profile), results=tmp_path)
+    assert read_figures(tmp_path)["ldpc_seconds"]["n"] == 2
     parts = {row["part"] for row in rows if row["kind"] == "time"}
     assert {"text", "denoiser", "decoder", "drawing", "channel", "PNG", "hop of gRPC"} <= parts
     text = PERFORMANCE.render((DOCS / PERFORMANCE.page).read_text(), tmp_path)
     assert text.count("| 16 | ") == 1, "rows of the denoiser"
     assert MISSING not in text
+
+
+def test_conventional_deliveries_are_timed_step_by_step(dummy_profile: Path) -> None:
+    edge = Generator.from_profile(load_profile(str(dummy_profile)), "edge")
+    rows = conventional_rows(edge, Console(quiet=True), images=1)
+    assert [row["link"] for row in rows] == list(LINKS)
+    for row in rows:
+        assert row["bytes"] > 100
+        if row["link"] == HARQ:
+            assert 1 <= row["transmissions"] <= 4
+            assert row["all_s"] > 0
+        else:
+            assert min(row[f"{step}_s"] for step in ("coding", "channel", "demodulation", "decoding")) > 0
+    usual, weak = (next(row for row in rows if row["link"] == name) for name in (USUAL, "-5 dB"))
+    assert usual["rate"] > weak["rate"]
+
+
+def test_decoders_are_compared_codeword_by_codeword(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ldpc, "CODES", ldpc.CODES[9:10])
+    monkeypatch.setattr(ldpc, "DEVIATIONS", (-6.0, 0.0, 8.0))
+    lost, some, none = run_ldpc_bench(codewords=30, results=tmp_path)
+    assert (lost["lost"], lost["lost_sionna"]) == (30, 30)
+    assert (none["lost"], none["lost_sionna"]) == (0, 0)
+    assert 0 < some["lost"] < 30
+    for row in (lost, some, none):
+        assert row["lost"] - row["lost_sionna"] == row["only_sionna"] - row["only_dekag"]
+        assert row["cpu_s"] > 0
+    text = PERFORMANCE.render((DOCS / PERFORMANCE.page).read_text(), tmp_path)
+    assert "| 240 bits, 64-QAM, 2/3 |" in text
+    assert f"`dekag bench parts`: {MISSING}" in text
 
 
 @pytest.mark.slow
