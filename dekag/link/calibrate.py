@@ -87,7 +87,7 @@ def _decodes(
     receptions = [Reception(received[i : i + 1], gain, no[i : i + 1]) for i in range(len(payloads))]
     soft_bits = torch.cat([link.soft_bits(each, coding, len(payloads[0])) for each in receptions])
     _, decoder = code_of(layout.size, layout.mother_bits)
-    decoded, _ = decoder.decode(whole_codewords(soft_bits, layout), ITERATIONS)
+    *_, (decoded, _) = decoder.decode(whole_codewords(soft_bits, layout), ITERATIONS)
     sent = torch.from_numpy(np.stack([np.unpackbits(np.frombuffer(p, np.uint8)) for p in payloads]))
     fine: torch.Tensor = (decoded[:, : sent.shape[1]] == sent).all(dim=1)
     return fine

@@ -12,6 +12,7 @@ It takes less time for two reasons:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class LdpcDecoder:
         >>> from dekag.link.sionna_blocks import LDPC5GEncoder
         >>> encoder = LDPC5GEncoder(100, 200, device="cpu", precision="single")
         >>> sent = torch.randint(0, 2, (3, 100)).float()
-        >>> bits, valid = LdpcDecoder(encoder).decode(4 * encoder(sent) - 2, 50)
+        >>> bits, valid = next(LdpcDecoder(encoder).decode(4 * encoder(sent) - 2, 50))
         >>> torch.equal(bits.float(), sent), valid.tolist()
         (True, [True, True, True])
     """
@@ -68,50 +69,63 @@ class LdpcDecoder:
         self._edges_of_nodes = _indices(by_node), _indices(first_by_node)
         self._nodes_of_checks = _indices(graph.indices), _indices(graph.indptr[:-1])
 
-    @torch.inference_mode()
-    def decode(self, soft_bits: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decoded information bits, and whether the codeword that they belong to fulfils all parity checks.
+    def decode(
+        self, soft_bits: torch.Tensor, iterations: int, *, step: int = 5
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Decoded information bits, and which codewords are finished, after every `step` iterations.
 
-        Rounding of messages may depend on the position of a codeword among the others.
+        The last ones come as soon as all codewords are finished. Rounding of messages may depend on the
+        position of a codeword among the others.
 
         Args:
             soft_bits: (codewords, n) float32, log p(1)/p(0) of the coded bits; finite.
-            iterations: at most that many for each codeword, at least 1.
+            iterations: at most that many for each codeword, at least `step`.
+            step: iterations between results.
 
-        Returns:
-            Bits (codewords, k) uint8 and validity (codewords,) bool. A codeword that is not valid has the
-            bits of the last iteration.
+        Yields:
+            Bits (codewords, k) uint8, and whether each codeword fulfils all parity checks, (codewords,) bool.
+            Bits of such a codeword no longer change.
         """
-        parts = [self._decode(part, iterations) for part in soft_bits.split(_BATCH)]
-        return torch.cat([bits for bits, _ in parts]), torch.cat([valid for _, valid in parts])
+        batches = [self._decode(part, step) for part in soft_bits.split(_BATCH)]
+        for _ in range(iterations // step):
+            results = [next(batch) for batch in batches]
+            bits, valid = (torch.cat(each) for each in zip(*results, strict=True))
+            yield bits, valid
+            if valid.all():
+                return
 
-    def _decode(self, soft_bits: torch.Tensor, iterations: int) -> tuple[torch.Tensor, torch.Tensor]:
+    @torch.inference_mode()
+    def _decode(self, soft_bits: torch.Tensor, step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         # From here on log p(0)/p(1), with codewords as columns.
         channel = self._channel(soft_bits)
         bits = torch.empty(len(soft_bits), self._information_bits, dtype=torch.uint8)
         valid = torch.zeros(len(soft_bits), dtype=torch.bool)
         columns = torch.arange(len(soft_bits))  # of `bits`, those that are still being decoded
         to_nodes = torch.zeros(len(self._node_of_edge), len(soft_bits))  # half the messages of the checks
-        to_checks = torch.empty_like(to_nodes)
         total = channel
-        for _ in range(iterations):
-            torch.index_select(total, 0, self._node_of_edge, out=to_checks).sub_(to_nodes, alpha=2)
-            self._check_nodes(to_checks, to_nodes)
-            total = torch.add(channel, _sums(to_nodes, self._edges_of_nodes), alpha=2)
-            decided = torch.le(total, 0, out=torch.empty_like(total))
-            halves = _sums(decided, self._nodes_of_checks).mul_(0.5)
-            fulfilled = halves.frac_().amax(0) == 0  # all sums are even
-            if fulfilled.any():
-                valid[columns] = fulfilled
-                bits[columns] = self._information(decided)
-                left = ~fulfilled
-                columns = columns[left]
-                if not len(columns):
-                    return bits, valid
-                channel, total, to_nodes = channel[:, left], total[:, left], to_nodes[:, left]
-                to_checks = torch.empty_like(to_nodes)
-        bits[columns] = self._information(total <= 0)
-        return bits, valid
+        while len(columns):
+            to_checks = torch.empty_like(to_nodes)
+            for _ in range(step):
+                torch.index_select(total, 0, self._node_of_edge, out=to_checks).sub_(to_nodes, alpha=2)
+                self._check_nodes(to_checks, to_nodes)
+                total = torch.add(channel, _sums(to_nodes, self._edges_of_nodes), alpha=2)
+                decided = torch.le(total, 0, out=torch.empty_like(total))
+                halves = _sums(decided, self._nodes_of_checks).mul_(0.5)
+                fulfilled = halves.frac_().amax(0) == 0  # all sums are even
+                if fulfilled.any():
+                    valid[columns] = fulfilled
+                    bits[columns] = self._information(decided)
+                    left = ~fulfilled
+                    columns = columns[left]
+                    if not len(columns):
+                        break
+                    channel, total, to_nodes = channel[:, left], total[:, left], to_nodes[:, left]
+                    to_checks = torch.empty_like(to_nodes)
+            else:
+                bits[columns] = self._information(total <= 0)
+            yield bits, valid
+        while True:
+            yield bits, valid
 
     def _information(self, decided: torch.Tensor) -> torch.Tensor:
         """(codewords, k) uint8 of decided bits (nodes, codewords)."""

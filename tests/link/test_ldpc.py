@@ -43,6 +43,14 @@ def received(k: int, n: int, snr_db: float, count: int, seed: int = 1) -> tuple[
     return bits, 2 * symbols / deviation**2
 
 
+def decode(
+    decoder: ldpc.LdpcDecoder, soft_bits: torch.Tensor, iterations: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bits, and which codewords are valid, after all iterations."""
+    *_, last = decoder.decode(soft_bits, iterations, step=1)
+    return last
+
+
 def sionna(k: int, n: int, soft_bits: torch.Tensor, iterations: int) -> torch.Tensor:
     encoder, _ = code_of(k, n)
     decoder = LDPC5GDecoder(encoder, num_iter=iterations, device="cpu", precision="single")
@@ -55,7 +63,7 @@ def test_bits_are_those_of_sionna_after_each_number_of_iterations(k: int, n: int
     _, soft_bits = received(k, n, snr_db, 20)
     _, decoder = code_of(k, n)
     for iterations in (2, 5, 12):  # after the first, bits that are not sent are mere rounding
-        bits, valid = decoder.decode(soft_bits, iterations)
+        bits, valid = decode(decoder, soft_bits, iterations)
         theirs = sionna(k, n, soft_bits, iterations)
         assert torch.equal(bits[valid], theirs[valid])
         assert (bits != theirs).float().mean() < 1e-4  # an undecided bit may be rounded otherwise
@@ -65,8 +73,8 @@ def test_bits_are_those_of_sionna_after_each_number_of_iterations(k: int, n: int
 def test_a_codeword_that_leaves_early_has_the_bits_of_all_iterations(k: int, n: int, snr_db: float) -> None:
     sent, soft_bits = received(k, n, snr_db, 40)
     _, decoder = code_of(k, n)
-    bits, valid = decoder.decode(soft_bits, ITERATIONS)
-    early, valid_early = decoder.decode(soft_bits, 25)
+    bits, valid = decode(decoder, soft_bits, ITERATIONS)
+    early, valid_early = decode(decoder, soft_bits, 25)
     assert 0 < valid_early.sum() <= valid.sum() < 40, "some are decoded early and some are lost"
     assert torch.equal(early[valid_early], bits[valid_early])
     theirs = sionna(k, n, soft_bits, ITERATIONS)
@@ -79,14 +87,14 @@ def test_valid_are_those_whose_codeword_fulfils_the_checks() -> None:
     k, n, snr_db = CODES[1]
     sent, soft_bits = received(k, n, snr_db, 40)
     encoder, decoder = code_of(k, n)
-    bits, valid = decoder.decode(soft_bits, ITERATIONS)
+    bits, valid = decode(decoder, soft_bits, ITERATIONS)
     assert (bits[valid] == sent[valid]).all(), "wrong bits that fulfil all checks are far rarer than this"
-    again, valid_again = decoder.decode(20 * (2 * encoder(bits.float()) - 1), 1)
+    again, valid_again = decode(decoder, 20 * (2 * encoder(bits.float()) - 1), 1)
     assert valid_again.all()
     assert torch.equal(again, bits)
     flipped = 20 * (2 * encoder(sent[:1]) - 1)
     flipped[:, ::3] *= -1
-    assert not decoder.decode(flipped, ITERATIONS)[1].any()
+    assert not decode(decoder, flipped, ITERATIONS)[1].any()
 
 
 @pytest.mark.parametrize(("k", "n", "snr_db"), CODES)
@@ -94,12 +102,12 @@ def test_codewords_together_are_those_one_by_one(k: int, n: int, snr_db: float) 
     count = 2 * ldpc._BATCH + 3
     _, soft_bits = received(k, n, snr_db, count, seed=2)
     _, decoder = code_of(k, n)
-    bits, valid = decoder.decode(soft_bits, ITERATIONS)
+    bits, valid = decode(decoder, soft_bits, ITERATIONS)
     for index in range(0, count, 5):
-        alone, valid_alone = decoder.decode(soft_bits[index : index + 1], ITERATIONS)
+        alone, valid_alone = decode(decoder, soft_bits[index : index + 1], ITERATIONS)
         assert valid_alone.item() == valid[index].item()
         assert not valid_alone or torch.equal(alone[0], bits[index])
-    backwards, _ = decoder.decode(soft_bits.flip(0), ITERATIONS)
+    backwards, _ = decode(decoder, soft_bits.flip(0), ITERATIONS)
     assert torch.equal(backwards.flip(0)[valid], bits[valid])
 
 
@@ -111,7 +119,7 @@ def test_erased_bits_are_recovered_as_by_sionna() -> None:
     soft_bits = 6 * (2 * encoder(sent) - 1)
     generator = torch.Generator().manual_seed(5)
     soft_bits[torch.rand(soft_bits.shape, generator=generator) < 0.5] = 0
-    bits, valid = decoder.decode(soft_bits, ITERATIONS)
+    bits, valid = decode(decoder, soft_bits, ITERATIONS)
     assert valid.float().mean() > 0.5
     assert torch.equal(bits[valid], sent[valid].to(torch.uint8))
     assert torch.equal((bits == sent).all(1), (sionna(k, n, soft_bits, ITERATIONS) == sent).all(1))
@@ -120,14 +128,14 @@ def test_erased_bits_are_recovered_as_by_sionna() -> None:
 def test_soft_bits_without_limit_are_certain_bits() -> None:
     sent, _ = received(240, 720, 0.0, 4)
     encoder, decoder = code_of(240, 720)
-    bits, valid = decoder.decode((2 * encoder(sent) - 1) * math.inf, ITERATIONS)
+    bits, valid = decode(decoder, (2 * encoder(sent) - 1) * math.inf, ITERATIONS)
     assert valid.all()
     assert torch.equal(bits.float(), sent)
 
 
 def test_soft_bits_that_say_nothing_are_not_a_codeword() -> None:
     _, decoder = code_of(240, 720)
-    _, valid = decoder.decode(torch.zeros(3, 720), ITERATIONS)
+    _, valid = decode(decoder, torch.zeros(3, 720), ITERATIONS)
     assert not valid.any()
     with pytest.raises(DecodingError, match="CRC of 60 bytes"):
         LINK.decode(torch.zeros(1, CodewordLayout.of(60, TABLE[3]).sent_bits), TABLE[3], 60)
