@@ -73,12 +73,8 @@ class DigitalLink:
             InvalidInputError: the length is out of range, or the coding is not in TABLE.
         """
         layout = CodewordLayout.of(len(payload), coding)
-        bits = torch.from_numpy(np.unpackbits(np.frombuffer(payload, np.uint8))).float()
-        information = torch.zeros(layout.codewords * layout.used_bits)
-        information[: bits.numel()] = bits
-        information[bits.numel() : bits.numel() + layout.crc_bits] = _crc(bits, layout.crc)
         blocks = torch.zeros(layout.codewords, layout.size)
-        blocks[:, : layout.used_bits] = information.view(layout.codewords, layout.used_bits)
+        blocks[:, : layout.used_bits] = information_bits(payload, layout)
         encoder, _ = code_of(layout.size, layout.mother_bits)
         coded = encoder(blocks)[:, _sent_bits(layout)].flatten()
         order, mask = _interleaver(layout.channel_uses * coding.bits_per_symbol)
@@ -152,6 +148,15 @@ def _sent_bits(layout: CodewordLayout) -> torch.Tensor:
     parity = torch.arange(layout.size - 2 * encoder.z, layout.mother_bits)
     whole = torch.cat([systematic, parity])
     return whole.repeat(-(-layout.sent_bits // whole.numel()))[: layout.sent_bits]
+
+
+def information_bits(payload: bytes, layout: CodewordLayout) -> torch.Tensor:
+    """(codewords, used bits) float32: payload and CRC, filled up with zeros."""
+    bits = torch.from_numpy(np.unpackbits(np.frombuffer(payload, np.uint8))).float()
+    information = torch.zeros(layout.codewords * layout.used_bits)
+    information[: bits.numel()] = bits
+    information[bits.numel() : bits.numel() + layout.crc_bits] = _crc(bits, layout.crc)
+    return information.view(layout.codewords, layout.used_bits)
 
 
 def whole_codewords(soft_bits: torch.Tensor, layout: CodewordLayout) -> torch.Tensor:

@@ -123,7 +123,9 @@ class LdpcDecoder:
                     to_checks = torch.empty_like(to_nodes)
             else:
                 bits[columns] = self._information(total <= 0)
+            del to_checks  # other batches decode before this one goes on
             yield bits, valid
+        del channel, total, to_nodes
         while True:
             yield bits, valid
 

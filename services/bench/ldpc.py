@@ -1,8 +1,8 @@
 """`dekag bench ldpc`: the codewords that the LDPC decoder loses and its CPU time, against Sionna's decoder.
 
 Both decode the same soft bits: codewords of random payloads over AWGN, at SNRs at which some are lost.
-Both run for at most 50 iterations. As the CRC does in the link, the payload tells after every fifth iteration
-whether the bits are right.
+Both run for at most 50 iterations. Where the link tests the CRC, after every fifth iteration, the bits of
+payload and CRC are compared with those that were sent.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -21,7 +20,7 @@ from dekag.evaluation.registry import RESULTS
 from dekag.link import LinkConditions
 from dekag.link.calibrate import random_bytes
 from dekag.link.channel import transmit
-from dekag.link.digital import ITERATIONS, TABLE, DigitalLink, code_of, whole_codewords
+from dekag.link.digital import ITERATIONS, TABLE, DigitalLink, code_of, information_bits, whole_codewords
 from dekag.link.mcs import CodewordLayout, ModulationAndCoding
 from dekag.link.outage import codeword_threshold
 from services.bench.results_io import write_bench
@@ -78,17 +77,17 @@ def _compare(coding: ModulationAndCoding, payload_bytes: int, snr_db: float, cou
         for number in range(first, min(first + _BATCH, seed + count)):
             payload = random_bytes(payload_bytes, torch.Generator().manual_seed(number))
             reception = transmit(link.modulate(payload, coding), [conditions], [number])
-            sent.append(np.unpackbits(np.frombuffer(payload, np.uint8)))
+            sent.append(information_bits(payload, layout))
             received.append(link.soft_bits(reception, coding, payload_bytes))
-        payloads = torch.from_numpy(np.stack(sent))
+        information = torch.cat(sent)
         soft_bits = whole_codewords(torch.cat(received), layout)
         begin = time.thread_time()
         steps = [
-            (valid, (bits[:, : payloads.shape[1]] == payloads).all(1))
+            (valid, (bits[:, : layout.used_bits] == information).all(1))
             for bits, valid in decoder.decode(soft_bits, ITERATIONS, step=_STEP)
         ]
         middle = time.thread_time()
-        decoded_sionna.append(_sionna_decodes(sionna, soft_bits, payloads))
+        decoded_sionna.append(_sionna_decodes(sionna, soft_bits, information))
         cpu_s, cpu_s_sionna = cpu_s + middle - begin, cpu_s_sionna + time.thread_time() - middle
         decoded.append(torch.stack([right for _, right in steps]).any(0))
         undetected += int((steps[-1][0] & ~decoded[-1]).sum())
@@ -110,13 +109,13 @@ def _compare(coding: ModulationAndCoding, payload_bytes: int, snr_db: float, cou
     }
 
 
-def _sionna_decodes(decoder: Any, soft_bits: torch.Tensor, payloads: torch.Tensor) -> torch.Tensor:
-    """(codewords,) bool: whether the payload's bits were right after some fifth iteration."""
+def _sionna_decodes(decoder: Any, soft_bits: torch.Tensor, information: torch.Tensor) -> torch.Tensor:
+    """(codewords,) bool: whether the bits of payload and CRC were right after some fifth iteration."""
     decoded = torch.zeros(len(soft_bits), dtype=torch.bool)
     left, state = torch.arange(len(soft_bits)), None
     for _ in range(ITERATIONS // _STEP):
         bits, state = decoder(soft_bits[left], num_iter=_STEP, msg_v2c=state)
-        right = (bits[:, : payloads.shape[1]] == payloads[left]).all(1)
+        right = (bits[:, : information.shape[1]] == information[left]).all(1)
         decoded[left[right]] = True
         left, state = left[~right], state[~right]
         if not len(left):

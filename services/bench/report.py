@@ -530,7 +530,8 @@ def ldpc_values(results: Path) -> Mapping[str, str]:
     different = total["only_sionna"] + total["only_dekag"]
     return {
         "ldpc_codewords": f"{total['codewords']:,}",
-        "ldpc_different": f"{different:,}",
+        "ldpc_only_sionna": f"{total['only_sionna']:,}",
+        "ldpc_only_dekag": f"{total['only_dekag']:,}",
         "ldpc_different_percent": f"{100 * proportion_ci95(different, total['codewords'])[1]:.2f} %",
         "ldpc_undetected": f"{total['undetected']:,}",
     }

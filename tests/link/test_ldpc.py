@@ -21,6 +21,7 @@ from dekag.link.digital import (
     DigitalLink,
     _constellation,
     code_of,
+    information_bits,
     whole_codewords,
 )
 from dekag.link.harq import slot_seed
@@ -180,6 +181,32 @@ def test_payloads_arrive_if_they_do_with_sionna(coding: ModulationAndCoding, len
             with pytest.raises(DecodingError):
                 LINK.decode(soft_bits, coding, length)
     assert any(arrived)
+
+
+def test_bits_that_are_right_before_all_checks_are_fulfilled_are_taken() -> None:
+    """Of very short codewords, information bits may be right for a while and parity bits never."""
+    coding, length, count, step = TABLE[3], 4, 200, 5
+    layout, link = CodewordLayout.of(length, coding), LinkConditions(snr_db=-1.58, fading="awgn")
+    payloads = torch.randint(0, 256, (count, length), generator=torch.Generator().manual_seed(1)).tolist()
+    sent = torch.cat([information_bits(bytes(each), layout) for each in payloads])
+    receptions = [
+        transmit(LINK.modulate(bytes(each), coding), [link], [seed]) for seed, each in enumerate(payloads)
+    ]
+    soft_bits = torch.cat([LINK.soft_bits(each, coding, length) for each in receptions])
+    codewords = whole_codewords(soft_bits, layout)
+    encoder, decoder = code_of(layout.size, layout.mother_bits)
+    bits_after = [bits for bits, _ in decoder.decode(codewords, ITERATIONS, step=step)]
+    right = torch.stack([(bits[:, : sent.shape[1]] == sent).all(1) for bits in bits_after])
+    theirs = LDPC5GDecoder(encoder, num_iter=step, return_state=True, device="cpu", precision="single")
+    state, their_right = None, torch.zeros(count, dtype=torch.bool)
+    for _ in range(ITERATIONS // step):
+        bits, state = theirs(codewords, msg_v2c=state)
+        their_right |= (bits[:, : sent.shape[1]] == sent).all(1)
+    for_a_while = right.any(0) & ~right[-1]
+    assert for_a_while.any()
+    assert not (their_right & ~right.any(0)).any()
+    for index in for_a_while.nonzero().flatten().tolist():
+        assert LINK.decode(soft_bits[index : index + 1], coding, length) == bytes(payloads[index])
 
 
 def test_a_reception_that_is_not_finite_is_no_payload() -> None:
