@@ -85,8 +85,8 @@ def run_parts_bench(
     Returns:
         Rows of kind "time": median `ms` of each part, and per image; and those of `conventional_rows`. In
         headline.json, `bench_topics_ratio` is the time of a batch of eight images of four topics, relative to
-        eight images without an update at the same guidance, and `ldpc_seconds` the mean CPU time to demodulate
-        and decode a file, s.
+        eight images without an update at the same guidance, and `ldpc_seconds` the mean CPU time, s, to
+        demodulate and decode a file.
     """
     console = Console()
     torch.set_num_threads(1)
