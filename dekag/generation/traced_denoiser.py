@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2
 
 from dekag.generation.placement import device_and_dtype
 
-_OTHER_INPUTS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+_OTHER_INPUTS = ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 MAX_PARAMETERS = 50_000_000
 """A larger denoiser spends its time within its operations."""
 
@@ -29,6 +29,8 @@ def python_counts(denoiser: Any) -> bool:
     It reads a prompt and nothing else, unlike that of Stable Diffusion XL.
     """
     if not isinstance(denoiser, UNet2DConditionModel) or hasattr(denoiser, "_hf_hook"):
+        return False
+    if denoiser.config.get("addition_embed_type") not in (None, "text"):  # "text" is a sum of its states
         return False
     if any(denoiser.config.get(name) is not None for name in _OTHER_INPUTS):
         return False

@@ -13,6 +13,7 @@ import torch
 from structlog.testing import capture_logs
 
 from dekag.generation.models import Generator
+from dekag.generation.profile import Role
 from dekag.generation.traced_denoiser import MAX_PARAMETERS, TracedDenoiser, python_counts
 from dekag.profile import load_profile
 from dekag.training.tiny_models import save_dummy_models
@@ -186,3 +187,13 @@ def test_a_service_draws_without_a_trace_that_fails(models: Path, monkeypatch: p
         generator.trace()
     assert [each["event"] for each in logs] == ["the denoiser is not traced"]
     assert torch.equal(generator.latents(PROMPT, 1), before)
+
+
+@pytest.mark.parametrize("role", ["edge", "cloud"])
+def test_the_models_that_ship_are_traced(role: Role) -> None:
+    generator = Generator.from_profile(load_profile("stickers"), role)
+    before = generator.latents(PROMPT, 1, width=64, height=64)
+    generator.trace()
+    with counted(generator.pipeline.unet) as calls:
+        assert torch.equal(generator.latents(PROMPT, 1, width=64, height=64), before)
+    assert calls == []
