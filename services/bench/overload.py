@@ -25,7 +25,7 @@ from services.bench.load import Ask, ask_for_image, closed_loop, many_connection
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
 from services.bench.results_io import write_bench
-from services.bench.start import memory
+from services.bench.start import memory_of_each
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.stack import LaunchError, Stack
 from services.launcher.up import await_ready
@@ -120,7 +120,7 @@ def _served(rows: Sequence[Row]) -> list[float]:
 
 def _memory(stack: Stack) -> float:
     """PSS of all processes of the chain, GiB."""
-    return sum(memory(child.process.pid)["pss_gib"] for child in stack.children)
+    return sum(held["pss_gib"] for held in memory_of_each(stack).values())
 
 
 async def _closed(stack: Stack, seconds: float, console: Console) -> list[Row]:

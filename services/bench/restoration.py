@@ -59,7 +59,7 @@ def run_restoration_bench(
                 start = time.perf_counter()
                 client.image(prompts[seed % len(prompts)], seed=seed, link=link)
                 row["last_s"] = time.perf_counter() - start
-            rows.append({**row, **memory(pid, proc)})
+            rows.append({**row, **memory([pid], proc)})
             console.print(f"after {phase}: PSS {rows[-1]['pss_gib']:.3f} GiB", highlight=False)
     write_bench("restoration", {"profile": profile, "requests": requests}, rows, results)
     return rows

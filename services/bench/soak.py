@@ -27,7 +27,7 @@ from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
 from services.bench.processes import chain
 from services.bench.results_io import write_bench
-from services.bench.start import descendants, memory
+from services.bench.start import memory, pids_of_each
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.stack import Stack
 from services.launcher.up import await_ready
@@ -214,10 +214,9 @@ def random_requests(rng: random.Random) -> Iterator[_Request]:
 def read(stack: Stack, at_s: float) -> list[Row]:
     """What each process, and all of them, hold now."""
     rows: list[Row] = []
-    for child in stack.children:
-        pids = [child.process.pid, *descendants(child.process.pid)]
+    for name, pids in pids_of_each(stack).items():
         files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
-        rows.append({"at_s": at_s, "service": child.name, **memory(child.process.pid), "files": files})
+        rows.append({"at_s": at_s, "service": name, **memory(pids), "files": files})
     with Redis.from_url(stack.redis_url) as redis:
         keys = redis.dbsize()
     total = {what: sum(row[what] for row in rows) for what in ("rss_gib", "pss_gib", "files")}

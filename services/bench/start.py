@@ -17,6 +17,7 @@ from services.bench.pipeline import LINK
 from services.bench.processes import chain
 from services.bench.results_io import write_bench
 from services.bench.throughput import prompts_of_the_world
+from services.launcher.stack import Stack
 from services.launcher.up import await_ready
 
 COMMAND = "dekag bench start"
@@ -65,8 +66,7 @@ def run_start_bench(
                 for index, delivery in product(range(requests), DELIVERIES):
                     link = {k: v for k, v in LINK.items() if k != "cbr" or delivery != "conventional"}
                     client.image(prompts[index % len(prompts)], seed=index, delivery=delivery, link=link)
-            pids = {child.name: child.process.pid for child in stack.children}
-            held = {name: memory(pid, proc) for name, pid in pids.items()}
+            held = memory_of_each(stack, proc)
         held[ALL] = {what: sum(each[what] for each in held.values()) for what in ("pss_gib", "rss_gib")}
         for name, found in held.items():
             row: Row = {"round": number, "service": name, **found}
@@ -84,10 +84,22 @@ def run_start_bench(
     return rows
 
 
-def memory(pid: int, proc: Path = Path("/proc")) -> Mapping[str, float]:
-    """`pss_gib` and `rss_gib` of a process and of all that it started, GiB."""
+def pids_of_each(stack: Stack, proc: Path = Path("/proc")) -> Mapping[str, Sequence[int]]:
+    """Process ids by the child's name: its own, and those of what it started that is no child itself."""
+    own = {child.name: child.process.pid for child in stack.children}
+    others = set(own.values())
+    return {name: [pid, *(set(descendants(pid, proc)) - others)] for name, pid in own.items()}
+
+
+def memory_of_each(stack: Stack, proc: Path = Path("/proc")) -> dict[str, Mapping[str, float]]:
+    """`memory` by the child's name."""
+    return {name: memory(pids, proc) for name, pids in pids_of_each(stack, proc).items()}
+
+
+def memory(pids: Sequence[int], proc: Path = Path("/proc")) -> Mapping[str, float]:
+    """`pss_gib` and `rss_gib` of these processes together, GiB."""
     held = {"pss_gib": 0.0, "rss_gib": 0.0}
-    for each in [pid, *descendants(pid, proc)]:
+    for each in pids:
         sizes = {}
         for line in (proc / str(each) / "smaps_rollup").read_text().splitlines()[1:]:
             name, size, *_ = line.split()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import secrets
@@ -35,6 +34,14 @@ from services.common.security import redis_options
 from services.common.settings import DAY_S, CommonSettings
 from services.edge.settings import EdgeSettings
 from services.gateway.settings import GatewaySettings
+from services.launcher.fork_server import (
+    FORKED,
+    WITHOUT_CUDA,
+    Forked,
+    ForkServer,
+    can_fork,
+    die_with_parent,
+)
 from services.user.settings import UserSettings
 
 HOST = "127.0.0.1"
@@ -79,7 +86,7 @@ class Child:
     name: str
     port: int
     log: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     check: Callable[[], bool]
     ready: bool = False
     command: Sequence[str] = ()
@@ -111,6 +118,7 @@ class Stack:
     replicas: Mapping[str, int] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list, init=False)
     redis_url: str = field(default="", init=False)
+    _fork_server: ForkServer | None = field(default=None, init=False)
     _handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = field(
         default_factory=dict, init=False
     )
@@ -241,6 +249,7 @@ class Stack:
         self._start_redis(settings["distiller"])
         for each in settings.values():
             each["DEKAG_REDIS_URL"] = self.redis_url or NO_REDIS
+        self._start_fork_server(env, [settings[name] for name in FORKED])
         if self.redis_url:
             self._start_distiller(settings["distiller"])
         for name in reversed(list(SERVICES)):
@@ -256,6 +265,17 @@ class Stack:
                     settings[name] | own,
                     partial(healthy, target, 1.0, get("DEKAG_TLS_DIR", environment=settings[name])),
                 )
+
+    def _start_fork_server(self, env: Mapping[str, str], services: Sequence[dict[str, str]]) -> None:
+        """Starts the fork server, unless forks cannot be services with ``env``, which all of them share."""
+        if not can_fork(env):
+            return
+        for each in services:
+            each.update(WITHOUT_CUDA)
+        server = ForkServer({**env, **WITHOUT_CUDA})
+        self._spawn("fork-server", 0, server.command, server.env, server.ready, server.stdin)
+        server.started(self.children[-1].process)
+        self._fork_server = server
 
     def _start_distiller(self, env: Mapping[str, str]) -> None:
         alive = Path(env["DEKAG_HEALTH_FILE"])
@@ -319,26 +339,41 @@ class Stack:
         self,
         name: str,
         port: int,
-        command: list[str],
+        command: Sequence[str],
         env: Mapping[str, str],
         check: Callable[[], bool],
-        stdin: str = "",
+        stdin: str | int = subprocess.DEVNULL,
         folder: Path | None = None,
     ) -> None:
-        """Starts a child with this text on its standard input, in a folder or this process's own."""
+        """Starts a child in a folder or this process's own.
+
+        Its standard input is a file descriptor or holds a text.
+        """
         log = self.run_dir / f"{name}.log"
         try:
             for old in [log, *_older(log)]:  # from the previous run
                 old.unlink(missing_ok=True)
-            process = _popen(
-                command, env, log, folder, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL
-            )
+            input_ = subprocess.PIPE if isinstance(stdin, str) else stdin
+            process = self._process(command, env, log, folder, input_)
         except OSError as error:
             raise LaunchError(f"{name} cannot be started: {error}") from None
         self.children.append(Child(name, port, log, process, check, False, command, env))
-        if process.stdin is not None:
+        if isinstance(stdin, str) and isinstance(process, subprocess.Popen) and process.stdin is not None:
             with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended; detected later
                 process.stdin.write(stdin.encode())
+
+    def _process(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: Path,
+        folder: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> subprocess.Popen[bytes] | Forked:
+        """Starts a process, as a fork if it is a service to which that makes no difference."""
+        if self._fork_server is not None and self._fork_server.can_start(command[-1], env):
+            return self._fork_server.start(command[-1], env, log)
+        return _popen(command, env, log, folder, stdin)
 
     def start_again(self, name: str) -> None:
         """Starts a service that has ended, with the same port and settings; `wait_ready` waits for it.
@@ -346,7 +381,7 @@ class Stack:
         On Linux it ends with the thread that calls this.
         """
         child = self[name]
-        child.process, child.ready = _popen(child.command, child.env, child.log), False
+        child.process, child.ready = self._process(child.command, child.env, child.log), False
 
     def _port(self, default: int, name: str) -> int:
         if name == "gateway" and (given := self._given.get("DEKAG_PORT")) is not None:
@@ -452,7 +487,7 @@ def _popen(
             stdout=sink,
             stderr=subprocess.STDOUT,
             process_group=0,  # Ctrl-C only reaches this process, which stops the others in order
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )
 
 
@@ -496,11 +531,6 @@ def find_redis() -> str | None:
 
 def _stop(number: int, _: FrameType | None) -> None:
     raise Stopped(signal.Signals(number).name)
-
-
-def _die_with_parent() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the stack ends it thus, even if it ignores it
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def is_free(port: int) -> bool:
