@@ -232,8 +232,12 @@ FIGURES: dict[str, Figure] = {
             "ldpc_seconds", "Conventional delivery: CPU time to demodulate and decode a file", "s", 0.15,
             _MOST,
         ),
-        Figure("ready_seconds", "Time from start until all services are ready, files cached", "s", 15, _MOST),
-        Figure("rss_gib", "Resident memory of all services (PSS)", "GiB", 3, _MOST),
+        Figure("ready_seconds", "Time from start until all services are ready, files cached", "s", 8, _MOST),
+        Figure(
+            "recovery_seconds", "Time until images arrive after a service was killed, the slowest service",
+            "s", 6, _MOST,
+        ),
+        Figure("rss_gib", "Resident memory of all services (PSS)", "GiB", 1.6, _MOST),
         Figure(
             "overload_p50_ratio", "Median latency at four times capacity, relative to full load", "ratio", 2,
             _MOST,

@@ -26,6 +26,7 @@ KEYS = (
     "bench_channel_ratio",
     "bench_topics_ratio",
     "ready_seconds",
+    "recovery_seconds",
     "rss_gib",
     "overload_p50_ratio",
     "counters_gap_percent",
@@ -174,15 +175,18 @@ def channel_table(results: Path) -> Lines:
 
 
 def start_table(results: Path) -> Lines:
-    """Memory of every service."""
+    """Memory of every service, and how long it takes to recover."""
     rows = read_bench("start", results)["rows"]
     lines = []
     for name in dict.fromkeys(row["service"] for row in rows):
         own = [row for row in rows if row["service"] == name]
         sizes = [statistics.fmean(row[what] for row in own) for what in ("pss_gib", "rss_gib")]
-        lines.append([name, *(f"{size:.3f}" for size in sizes)])
+        recovery_s = [row["recovery_s"] for row in own if "recovery_s" in row]
+        recovered = f"{statistics.fmean(recovery_s):.1f}" if recovery_s else ""
+        lines.append([name, *(f"{size:.3f}" for size in sizes), recovered])
     ready = _with_interval([row["ready_s"] for row in rows if row["service"] == start.ALL])
-    return [*table(["service", "PSS, GiB", "RSS, GiB"], lines), "", f"Ready after {ready} s."]
+    header = ["service", "PSS, GiB", "RSS, GiB", "recovered after, s"]
+    return [*table(header, lines), "", f"Ready after {ready} s."]
 
 
 def restoration_table(results: Path) -> Lines:

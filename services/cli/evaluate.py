@@ -487,7 +487,7 @@ def bench_start(
     ] = 4,
     profile: Profile = "stickers",
 ) -> None:
-    """Measure the start-up time and the memory of each service."""
+    """Measure the start-up time, the memory of each service, and the time to recover from its end."""
     from services.bench.start import run_start_bench
 
     _launch(lambda: run_start_bench(rounds=rounds, requests=requests, **_targets(profile)))

@@ -38,8 +38,11 @@ from services.common.request_context import REQUEST_ID_KEY, begin_request, confi
 from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()
-FOLLOW_S = 1.0
-"""Polling interval for the health of the next service, and the longest wait for its response, s."""
+FOLLOW_S, FOLLOW_UNHEALTHY_S = 1.0, 0.2
+"""Polling intervals for the health of the next service, s: while it serves, and while the chain waits for it.
+
+The first is also the longest wait for its response.
+"""
 _REASON_CHARS = 300
 _ATTEMPTS_KEY = "grpc-previous-rpc-attempts"  # metadata that gRPC adds to a repeated call
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -519,7 +522,7 @@ class Server:
 
     async def _follow(self, peer: Peer) -> None:
         while True:
-            await asyncio.sleep(FOLLOW_S)
+            await asyncio.sleep(FOLLOW_UNHEALTHY_S if self._health.reasons[CHAIN] else FOLLOW_S)
             await self._check_downstream(peer)
 
     async def _check_downstream(self, peer: Peer) -> None:

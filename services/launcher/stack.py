@@ -279,7 +279,7 @@ class Stack:
 
     def _start_distiller(self, env: Mapping[str, str]) -> None:
         alive = Path(env["DEKAG_HEALTH_FILE"])
-        alive.unlink(missing_ok=True)
+        alive.unlink(missing_ok=True)  # it is of an earlier run
         command = [sys.executable, "-P", "-m", "services.cloud.distiller"]
         self._spawn("distiller", 0, command, env, lambda: healthy(f"file:{alive}"))
 
@@ -381,6 +381,8 @@ class Stack:
         On Linux it ends with the thread that calls this.
         """
         child = self[name]
+        if name == "distiller":
+            Path(child.env["DEKAG_HEALTH_FILE"]).unlink(missing_ok=True)
         child.process, child.ready = self._process(child.command, child.env, child.log), False
 
     def _port(self, default: int, name: str) -> int:
