@@ -39,6 +39,7 @@ LIBRARIES = (
     "dekag.makd.aligned_generator",
     "dekag.metrics.features",
     "dekag.pixel_codec",
+    "diffusers.guiders",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
@@ -267,21 +268,21 @@ def _become(request: Request, parent: int) -> None:
     np.random.seed()  # noqa: NPY002 - all forks would draw the same; Python's and PyTorch's see to it themselves
 
 
-def main() -> None:
+def main(libraries: Sequence[str] = LIBRARIES) -> None:
     """Imports the libraries, then starts what the launcher asks for until it ends."""
     connection = Connection(os.dup(0))
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), 0)
     gc.disable()  # a collection would write to the memory that is to be shared
-    for module in LIBRARIES:
+    for module in libraries:
         importlib.import_module(module)
     gc.freeze()
-    connection.send(tuple(Event(0, os.getpid())))
     parent = os.getpid()
+    connection.send(tuple(Event(0, parent)))
     if (request := _serve(connection)) is not None:
         _become(request, parent)
         importlib.import_module(f"{request.module}.__main__").main()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or LIBRARIES)

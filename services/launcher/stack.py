@@ -274,7 +274,7 @@ class Stack:
             each.update(WITHOUT_CUDA)
         server = ForkServer({**env, **WITHOUT_CUDA})
         self._spawn("fork-server", 0, server.command, server.env, server.ready, server.stdin)
-        server.started(self.children[-1].process)
+        server.started(self["fork-server"].process)
         self._fork_server = server
 
     def _start_distiller(self, env: Mapping[str, str]) -> None:

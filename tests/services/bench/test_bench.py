@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -40,7 +43,7 @@ from services.bench.recorded_downlink import handler, name_of, recording
 from services.bench.report import BENCHES, KEYS, LOAD, PERFORMANCE
 from services.bench.restoration import PHASES, run_restoration_bench
 from services.bench.results_io import path_of, read_bench, write_bench
-from services.bench.start import descendants, memory, run_start_bench
+from services.bench.start import ALL, KILLED, descendants, memory, pids_of_each, run_start_bench
 from services.bench.throughput import (
     OURS,
     PREDICT,
@@ -61,7 +64,8 @@ from services.bench.traffic import (
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.cli.main import app
-from services.launcher.stack import LaunchError
+from services.launcher.fork_server import Event, Forked, ForkServer
+from services.launcher.stack import Child, LaunchError, Stack
 from services.proto.downlink_pb2_grpc import add_DownlinkServicer_to_server
 from tests.chain import QUALITY, RESTORATION, adapters, with_adapters, with_evaluators, with_own_topics
 from tests.processes import free_port
@@ -177,8 +181,25 @@ def test_sionna_and_the_library_do_the_same_in_this_process() -> None:
     assert channel._library(64, 2) > 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_fork_counts_once_and_not_as_part_of_the_fork_server(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    with subprocess.Popen(["/bin/sh", "-c", "sleep 60 & echo $!; wait"], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        started = int(process.stdout.readline())
+        try:
+            stack.children.append(Child("parent", 0, tmp_path / "log", process, lambda: True))
+            assert pids_of_each(stack) == {"parent": [process.pid, started]}
+            fork = Forked(ForkServer({}))
+            fork.note(Event(1, started))
+            stack.children.append(Child("fork", 0, tmp_path / "log", fork, lambda: True))
+            assert pids_of_each(stack) == {"parent": [process.pid], "fork": [started]}
+        finally:
+            os.kill(started, signal.SIGTERM)
+
+
 def test_memory_is_that_of_a_process_and_its_children() -> None:
-    held = memory(os.getpid())
+    held = memory([os.getpid()])
     assert 0 < held["pss_gib"] <= held["rss_gib"] < 64
     assert os.getpid() in descendants(os.getppid())
 
@@ -387,7 +408,10 @@ def test_every_other_benchmark_writes_rows_figures_and_its_part_of_the_page(
     run_chain_bench(requests=2, profile=profile, results=tmp_path)
     run_cached_bench(requests=2, profile=profile, results=tmp_path)
     run_channel_bench(symbols=1_000, rounds=1, streams=2, channel_uses=(64, 65_536), results=tmp_path)
-    run_start_bench(rounds=1, requests=1, profile=profile, results=tmp_path)
+    rows = run_start_bench(rounds=1, requests=1, profile=profile, results=tmp_path)
+    recovery_s = {row["service"]: row["recovery_s"] for row in rows if "recovery_s" in row}
+    assert set(recovery_s) == {*KILLED, ALL}
+    assert recovery_s[ALL] == max(recovery_s.values())
     run_cost_bench(requests=1, profile=profile, results=tmp_path)
     rows = run_overload_bench(seconds=2, loaded_s=2, profile=profile, results=tmp_path)
     assert {row["status"] for row in rows} <= {200, 429}

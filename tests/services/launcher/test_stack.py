@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,21 @@ def test_a_child_that_ends_is_named_with_its_last_lines(tmp_path: Path) -> None:
         stack["redis"].process.kill()
         with pytest.raises(LaunchError, match=r"redis ended by signal 9[\s\S]+Ready to accept connections"):
             stack.watch()
+
+
+def test_a_distiller_that_is_started_again_is_not_ready_because_of_the_one_before(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    command, env = [sys.executable, "-c", "import time; time.sleep(60)"], {"DEKAG_HEALTH_FILE": str(alive)}
+    with RedisOnly(tmp_path, free_ports=True) as stack:
+        stack._spawn("distiller", 0, command, env, lambda: healthy(f"file:{alive}"))
+        alive.touch()
+        for _ in stack.wait_ready(60):
+            pass
+        stack["distiller"].process.kill()
+        stack["distiller"].process.wait()
+        stack.start_again("distiller")
+        with pytest.raises(LaunchError, match=r"distiller not ready after 0\.1 s"):
+            list(stack.wait_ready(0.1))
 
 
 def test_a_signal_asks_for_the_end(tmp_path: Path) -> None:
@@ -163,6 +179,9 @@ def test_the_demo_writes_what_decoded_and_shows_what_did_not(tmp_path: Path) -> 
 
 class NoServices(Stack):
     """A stack that notes what it would start, and starts Redis only."""
+
+    def _start_fork_server(self, env: Mapping[str, str], services: Sequence[dict[str, str]]) -> None:
+        """Does nothing, as nothing is forked."""
 
     def _spawn(self, name: str, *arguments: Any, **options: Any) -> None:
         if name == "redis":
