@@ -15,6 +15,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -76,20 +77,23 @@ class Forked:
     def __init__(self, server: ForkServer) -> None:
         self._server = server
         self._pid: int | None = None
+        self._killed = False
         self.returncode: int | None = None
 
     @property
     def pid(self) -> int:
-        """Its process id; waits until it is started."""
+        """Its process id; waits until it is started. ProcessLookupError if it never was."""
         while self._pid is None:
             if self.poll() is not None:
-                return 0  # it never started
+                raise ProcessLookupError("the fork server ended before it started the service")
             time.sleep(_POLL_S)
         return self._pid
 
     def note(self, event: Event) -> None:
         """Takes over what the fork server reports."""
         self._pid, self.returncode = event.pid, event.status
+        if self._killed:  # before it was started
+            self.kill()
 
     def poll(self) -> int | None:
         """Its exit status, negative if a signal ended it; None while it runs."""
@@ -114,6 +118,7 @@ class Forked:
 
     def kill(self) -> None:
         """Sends SIGKILL; works in a handler of signals."""
+        self._killed = True
         if self.returncode is None:
             self._signal(signal.SIGKILL)
 
@@ -225,12 +230,12 @@ def _serve(connection: Connection) -> Request | None:
     Returns:
         In a new process, its request; in this one, when the launcher has ended, None.
     """
-    running: dict[int, Event] = {}  # by the reading end of a pipe, which ends when the process does
+    running: dict[socket.socket, Event] = {}  # the other end of the socket is closed when the process ends
     while True:
         for ready in wait([connection, *running]):
-            if isinstance(ready, int):
+            if isinstance(ready, socket.socket):
                 event = running.pop(ready)
-                os.close(ready)
+                ready.close()
                 status = os.waitstatus_to_exitcode(os.waitpid(event.pid, 0)[1])
                 connection.send(tuple(event._replace(status=status)))
                 continue
@@ -238,15 +243,19 @@ def _serve(connection: Connection) -> Request | None:
                 request = Request(*connection.recv())
             except EOFError:
                 return None
-            ours, theirs = os.pipe()
+            ours, theirs = socket.socketpair()
             if (pid := os.fork()) == 0:
                 connection.close()
                 for each in (ours, *running):
-                    os.close(each)
+                    each.close()
+                if not theirs.recv(1):  # the fork server has ended, perhaps before the launcher knew the id
+                    raise SystemExit(f"{request.module}: the fork server has ended")
+                theirs.detach()  # open until the process ends
                 return request
-            os.close(theirs)
+            theirs.close()
             running[ours] = Event(request.number, pid)
             connection.send(tuple(running[ours]))
+            ours.send(b"\0")
 
 
 def _become(request: Request, parent: int) -> None:

@@ -18,7 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dekag.client import Client
-from services.launcher.stack import METERED, SERVICES, LaunchError, Stack, free_ports
+from services.launcher.stack import METERED, SERVICES, Child, LaunchError, Stack, free_ports
 from tests.processes import LOCUST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,9 +32,9 @@ SPANS = {
 }
 
 
-def gone(pid: int) -> bool:
+def gone(child: Child) -> bool:
     try:
-        os.kill(pid, 0)
+        os.kill(child.process.pid, 0)
     except ProcessLookupError:
         return True
     return False
@@ -61,7 +61,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Iter
         for _ in stack.wait_ready(600):
             pass
         yield stack
-    assert all(gone(child.process.pid) for child in stack.children)
+    assert all(map(gone, stack.children))
 
 
 def events(stack: Stack, name: str) -> list[dict[str, Any]]:
@@ -272,7 +272,7 @@ def test_a_service_that_cannot_start_is_named_and_ends_the_others(
     ):
         for _ in stack.wait_ready(600):
             pass
-    assert all(gone(child.process.pid) for child in stack.children)
+    assert all(map(gone, stack.children))
 
 
 @pytest.mark.slow
@@ -280,7 +280,7 @@ def test_demo_shows_both_deliveries_and_leaves_nothing_running(tmp_path: Path, e
     done = subprocess.run(
         [sys.executable, "-m", "services.cli", "demo", "--snr-db", "20", "--output", "pictures"],
         cwd=tmp_path,
-        env=os.environ | env | {"COLUMNS": "120"},
+        env=os.environ | env | {"COLUMNS": "120", "DEKAG_DATA_DIR": str(tmp_path / "data")},
         capture_output=True,
         text=True,
         timeout=900,
@@ -297,7 +297,7 @@ def test_up_ends_cleanly_on_a_signal(tmp_path: Path, env: dict[str, str]) -> Non
     up = subprocess.Popen(
         [sys.executable, "-m", "services.cli", "up", "--free-ports"],
         cwd=tmp_path,
-        env=os.environ | env,
+        env=os.environ | env | {"DEKAG_DATA_DIR": str(tmp_path / "data")},
         stdout=subprocess.PIPE,
         text=True,
     )
