@@ -47,6 +47,7 @@ LIBRARIES = (
     "diffusers.schedulers.scheduling_dpmsolver_multistep",
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",
+    "transformers.models.dinov2.modeling_dinov2",
 )
 WITHOUT_CUDA: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
 """Environment of the fork server and its forks: CUDA does not survive a fork, and libraries try to use it."""
@@ -98,7 +99,7 @@ class Forked:
     def poll(self) -> int | None:
         """Its exit status, negative if a signal ended it; None while it runs."""
         alive = self._server.receive()
-        if self.returncode is None and not alive and not _runs(self._pid):
+        if self.returncode is None and not alive and not runs(self._pid):
             self.returncode = -signal.SIGTERM  # which it gets when the fork server ends
         return self.returncode
 
@@ -112,22 +113,20 @@ class Forked:
         return status
 
     def terminate(self) -> None:
-        """Sends SIGTERM."""
+        """Sends SIGTERM; SIGKILL if it is not started yet."""
         if self.poll() is None:
-            self._signal(signal.SIGTERM)
+            if self._pid is None:
+                self.kill()
+            else:
+                _signal(self._pid, signal.SIGTERM)
 
     def kill(self) -> None:
         """Sends SIGKILL; works in a handler of signals."""
         self._killed = True
-        if self.returncode is None:
-            self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._pid is None:  # the libraries are still being imported, for this service and all others
-            self._server.kill()
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, number)
+        if self._pid is None:
+            self._server.give_up()
+        elif self.returncode is None:
+            _signal(self._pid, signal.SIGKILL)
 
 
 class ForkServer:
@@ -192,9 +191,9 @@ class ForkServer:
                 return False
             return True
 
-    def kill(self) -> None:
-        """Ends it, and with it all that it would have started."""
-        if self._process is not None:
+    def give_up(self) -> None:
+        """Ends it if it has not imported the libraries, and with it all that it would have started."""
+        if self._process is not None and not self._imported:
             self._process.kill()
 
 
@@ -216,7 +215,12 @@ def _of_libraries(env: Mapping[str, str]) -> Mapping[str, str]:
     return {name: value for name, value in env.items() if not name.startswith(PREFIX)}
 
 
-def _runs(pid: int | None) -> bool:
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.kill(pid, number)
+
+
+def runs(pid: int | None) -> bool:
     """Whether a process runs that is no child of this one; one that has ended may wait for its parent."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -255,7 +259,8 @@ def _serve(connection: Connection) -> Request | None:
             theirs.close()
             running[ours] = Event(request.number, pid)
             connection.send(tuple(running[ours]))
-            ours.send(b"\0")
+            with contextlib.suppress(OSError):  # the launcher has killed it already
+                ours.send(b"\0")
 
 
 def _become(request: Request, parent: int) -> None:
@@ -274,7 +279,8 @@ def _become(request: Request, parent: int) -> None:
     os.close(log)
     import numpy as np
 
-    np.random.seed()  # noqa: NPY002 - all forks would draw the same; Python's and PyTorch's see to it themselves
+    # all forks would draw the same; Python's generator is seeded anew by itself, PyTorch's has a fixed seed
+    np.random.seed()  # noqa: NPY002
 
 
 def main(libraries: Sequence[str] = LIBRARIES) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from services.launcher.fork_server import FORKED, WITHOUT_CUDA, Forked, ForkServer, can_fork
+from services.launcher.fork_server import FORKED, WITHOUT_CUDA, Event, Forked, ForkServer, can_fork, runs
 from services.launcher.stack import LaunchError, Stack
 from tests.services.launcher.test_stack import gone
 
@@ -90,6 +90,18 @@ def test_the_end_of_a_fork_is_told(forks: OnlyForks) -> None:
         getattr(forked, end)()  # which has no effect
 
 
+def test_a_fork_can_be_killed_before_it_is_started(forks: OnlyForks) -> None:
+    other = forks.fork("other", "never")
+    for end in ("kill", "terminate"):
+        forked = Forked(forks.server)
+        getattr(forked, end)()
+        with subprocess.Popen(["/bin/sleep", "60"]) as process:
+            forked.note(Event(1, process.pid))
+            assert process.wait(60) == -signal.SIGKILL
+    assert other.poll() is None, "the fork server goes on"
+    assert forks["fork-server"].process.poll() is None
+
+
 def test_forks_end_with_the_fork_server(forks: OnlyForks) -> None:
     forked = forks.fork("early", "never")
     forks.about("early")
@@ -111,6 +123,29 @@ def test_a_launcher_that_stops_before_the_libraries_are_imported_leaves_nothing(
         with pytest.raises(ProcessLookupError):
             _ = forked.pid
     assert gone(stack["fork-server"].process.pid)
+
+
+def test_forks_end_with_a_launcher_that_was_killed(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from pathlib import Path
+from services.launcher.fork_server import ForkServer
+from tests.services.launcher.test_fork_server import OnlyForks
+ForkServer.command = (*ForkServer.command, "numpy")
+with OnlyForks(Path(sys.argv[1])) as stack:
+    forked = stack.fork("fork", "never")
+    stack.about("fork")
+    print(forked.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    deadline = time.monotonic() + 60
+    while runs(int(done.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_libraries_that_cannot_be_imported_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
