@@ -120,6 +120,8 @@ class DigitalLink:
             DecodingError: the CRC does not match.
         """
         layout = CodewordLayout.of(payload_bytes, coding)
+        if soft_bits.isnan().any():  # each would be decided as 0, and a payload of zeros has the CRC 0
+            raise DecodingError(f"the soft bits of {payload_bytes} bytes are not numbers")
         _, decoder = code_of(layout.size, layout.mother_bits)
         for decoded, _ in decoder.decode(whole_codewords(soft_bits, layout), ITERATIONS):
             bits = decoded[:, : layout.used_bits].flatten()

@@ -20,7 +20,11 @@ import torch
 from torch.nn.functional import embedding_bag
 
 LLR_LIMIT = 20.0  # of the channel; Sionna's `llr_max`
-_BATCH = 32  # codewords at once; the messages of more of them leave the processor's cache
+_BATCH = 32
+"""Codewords that are computed at once; the messages of more of them leave the processor's cache.
+
+Batches take turns, so that all of their messages are in memory: up to 1 GB for a file of 1 MiB.
+"""
 _NOT_ZERO = 2.0**-26  # lets every message be divided out of a product
 _MOST_TANH = 1 - 2.0**-23  # limits the messages of checks to 24 ln 2, as Sionna does
 

@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from services.common import quieten_libraries
 from services.common.environment import PREFIX, get
 
 FORKED = ("user", "channel", "edge", "cloud")
@@ -51,6 +52,7 @@ LIBRARIES = (
 )
 WITHOUT_CUDA: Mapping[str, str] = {"CUDA_VISIBLE_DEVICES": ""}
 """Environment of the fork server and its forks: CUDA does not survive a fork, and libraries try to use it."""
+_PYTHON = (sys.executable, "-P", "-m")
 _POLL_S = 0.02
 _SET_DEATH_SIGNAL, _SET_NAME = 1, 15  # options of prctl
 
@@ -138,7 +140,7 @@ class ForkServer:
         stdin: the file descriptor that is its standard input.
     """
 
-    command: Sequence[str] = (sys.executable, "-P", "-m", "services.launcher.fork_server")
+    command: Sequence[str] = (*_PYTHON, "services.launcher.fork_server")
 
     def __init__(self, env: Mapping[str, str]) -> None:
         self.env = env
@@ -160,13 +162,15 @@ class ForkServer:
         self.receive()
         return self._imported
 
-    def can_start(self, module: str, env: Mapping[str, str]) -> bool:
+    def can_start(self, command: Sequence[str], env: Mapping[str, str]) -> bool:
         """Whether a service would be the same as in a new process.
 
         Libraries have read their variables of the environment when they were imported, so a service with
         others cannot be a fork.
         """
-        return module.removeprefix("services.") in FORKED and _of_libraries(env) == _of_libraries(self.env)
+        *python, module = command
+        known = tuple(python) == _PYTHON and module.removeprefix("services.") in FORKED
+        return known and _of_libraries(env) == _of_libraries(self.env)
 
     def start(self, module: str, env: Mapping[str, str], log: Path) -> Forked:
         """Starts a service as soon as the libraries are imported."""
@@ -199,7 +203,8 @@ class ForkServer:
 
 def can_fork(env: Mapping[str, str]) -> bool:
     """Whether services with that environment can be forks: on Linux, with models on the CPU."""
-    devices = (get(f"{PREFIX}{name}", "cpu", env) for name in ("DEVICE", "TEXT_DEVICE"))
+    upper = {name.upper(): value for name, value in env.items()}  # services read them in any case
+    devices = (get(f"{PREFIX}{name}", "cpu", upper) for name in ("DEVICE", "TEXT_DEVICE"))
     return sys.platform == "linux" and all(device == "cpu" for device in devices)
 
 
@@ -212,7 +217,7 @@ def die_with_parent() -> None:
 
 def _of_libraries(env: Mapping[str, str]) -> Mapping[str, str]:
     """The variables that libraries may read: all but our own, which services read when they start."""
-    return {name: value for name, value in env.items() if not name.startswith(PREFIX)}
+    return {name: value for name, value in env.items() if not name.upper().startswith(PREFIX)}
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -273,6 +278,7 @@ def _become(request: Request, parent: int) -> None:
     sys.argv = [request.module]
     os.environ.clear()
     os.environ.update(request.env)
+    quieten_libraries()
     log = os.open(request.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -281,6 +287,8 @@ def _become(request: Request, parent: int) -> None:
 
     # all forks would draw the same; Python's generator is seeded anew by itself, PyTorch's has a fixed seed
     np.random.seed()  # noqa: NPY002
+    if (sionna := sys.modules.get("sionna.phy.config")) is not None:
+        sionna.config.torch_rng("cpu").seed()
 
 
 def main(libraries: Sequence[str] = LIBRARIES) -> None:

@@ -353,6 +353,7 @@ class Stack:
         try:
             for old in [log, *_older(log)]:  # from the previous run
                 old.unlink(missing_ok=True)
+            log.touch()  # a fork opens it itself, where a failure could not be told
             input_ = subprocess.PIPE if isinstance(stdin, str) else stdin
             process = self._process(command, env, log, folder, input_)
         except OSError as error:
@@ -371,14 +372,14 @@ class Stack:
         stdin: int = subprocess.DEVNULL,
     ) -> subprocess.Popen[bytes] | Forked:
         """Starts a process, as a fork if it is a service to which that makes no difference."""
-        if self._fork_server is not None and self._fork_server.can_start(command[-1], env):
+        if self._fork_server is not None and self._fork_server.can_start(command, env):
             return self._fork_server.start(command[-1], env, log)
         return _popen(command, env, log, folder, stdin)
 
     def start_again(self, name: str) -> None:
         """Starts a service that has ended, with the same port and settings; `wait_ready` waits for it.
 
-        On Linux it ends with the thread that calls this.
+        On Linux it ends with the thread that calls this, unless it is a fork.
         """
         child = self[name]
         if name == "distiller":

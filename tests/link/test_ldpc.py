@@ -218,3 +218,13 @@ def test_a_reception_that_is_not_finite_is_no_payload() -> None:
         broken[0, 7] = value
         with pytest.raises(NumericalError):
             DigitalReceiver().decode(Reception(broken, gains, no), coding, length, seed=1)
+
+
+def test_soft_bits_that_are_not_numbers_are_no_payload() -> None:
+    coding, length = TABLE[5], 60
+    gains, no = torch.ones(1, 1, dtype=torch.complex64), torch.full((1,), 0.1)
+    soft_bits = LINK.soft_bits(Reception(LINK.modulate(bytes(length), coding), gains, no), coding, length)
+    assert LINK.decode(soft_bits, coding, length) == bytes(length)
+    soft_bits[:] = math.nan
+    with pytest.raises(DecodingError, match="not numbers"):
+        LINK.decode(soft_bits, coding, length)

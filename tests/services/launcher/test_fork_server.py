@@ -161,15 +161,19 @@ def test_libraries_that_cannot_be_imported_are_told(tmp_path: Path, monkeypatch:
 def test_only_services_that_would_be_the_same_are_forked() -> None:
     env = {"PATH": "/bin", "OMP_NUM_THREADS": "1", "DEKAG_PORT": "1"}
     server = ForkServer(env)
+    python = [sys.executable, "-P", "-m"]
     for name in FORKED:
-        assert server.can_start(f"services.{name}", {**env, "DEKAG_PORT": "2", "DEKAG_PROFILE": "x"})
-        assert not server.can_start(f"services.{name}", {**env, "OMP_NUM_THREADS": "2"})
-        assert not server.can_start(f"services.{name}", {**env, "PYTHONPATH": "/old"})
-    assert not server.can_start("services.gateway", env)
-    assert not server.can_start("services.cloud.distiller", env)
+        command = [*python, f"services.{name}"]
+        assert server.can_start(command, {**env, "DEKAG_PORT": "2", "dekag_profile": "x"})
+        assert not server.can_start(command, {**env, "OMP_NUM_THREADS": "2"})
+        assert not server.can_start(command, {**env, "PYTHONPATH": "/old"})
+        assert not server.can_start(["/other/python", *command[1:]], env)
+    assert not server.can_start([*python, "services.gateway"], env)
+    assert not server.can_start([*python, "services.cloud.distiller"], env)
     assert can_fork({})
     assert can_fork({"DEKAG_DEVICE": "cpu", "DEKAG_TEXT_DEVICE": " "})
     assert not can_fork({"DEKAG_DEVICE": "cuda"})
+    assert not can_fork({"dekag_device": "cuda"})
     assert not can_fork({"DEKAG_DEVICE": "auto"})
     assert not can_fork({"DEKAG_TEXT_DEVICE": "cuda:1"})
 
@@ -190,7 +194,7 @@ MODELS = {"torch", "diffusers", "transformers", "peft", "accelerate", "sionna", 
     ids=lambda modules: modules[0],
 )
 def test_what_starts_at_once_imports_no_libraries_of_models(modules: tuple[str, ...]) -> None:
-    """The gateway and the distiller are ready, and the others listen, before the libraries are imported."""
+    """The gateway and the distiller are ready before the libraries are imported."""
     assert not _imported(modules) & (NEVER | MODELS)
 
 
@@ -219,7 +223,9 @@ print(json.dumps([threads, sorted(before), more]))
 """
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("DEKAG_")},
-        "OMP_NUM_THREADS": "1",
+        # a pool of threads of OpenMP would show; OpenBLAS stops and starts its own
+        "OMP_NUM_THREADS": "2",
+        "OPENBLAS_NUM_THREADS": "1",
         "DEKAG_REDIS_URL": "none",
         "DEKAG_DATA_DIR": str(tmp_path),
         **WITHOUT_CUDA,

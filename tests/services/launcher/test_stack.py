@@ -28,7 +28,12 @@ from tests.services.launcher.redis_only import RedisOnly
 
 
 def image(png: bytes | None, **report: Any) -> client.Image:
-    given = {"snr_db": 10.0, "channel_uses": 512, "psnr_db": 21.5 if png else None}
+    given = {
+        "snr_db": 10.0,
+        "channel_uses": 512,
+        "decoded": png is not None,
+        "psnr_db": 21.5 if png else None,
+    }
     return client.Image(png, 7, client.LinkReport.model_construct(**given | report))
 
 
