@@ -1,6 +1,6 @@
 """A U-Net without the cost of Python: TorchScript's trace of its operations.
 
-A small denoiser on a CPU spends two fifths of its time in Python, between operations that take microseconds.
+A small denoiser on a CPU spends a fifth of its time in Python, between operations that take microseconds.
 The trace runs the same operations, in the same order and with the same bits, from C++. `torch.export` and
 `torch.compile` are its successors: the first runs its graph in Python, the second needs a compiler on the
 user's machine (docs/performance.md).
