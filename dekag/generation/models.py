@@ -19,7 +19,7 @@ from dekag.generation.autoencoder import decode, encode
 from dekag.generation.placement import ON_CPU, Placement
 from dekag.generation.profile import GeneratorProfile, HasGenerators, Role
 from dekag.generation.prompts import PromptReader
-from dekag.generation.traced_denoiser import TracedDenoiser, python_counts
+from dekag.generation.traced_denoiser import TracedDenoiser, worth_tracing
 from dekag.numerics import check_finite
 
 _Key = TypeVar("_Key", int, tuple[Any, ...])
@@ -226,7 +226,7 @@ class Generator:
         It takes as long as ten images of the embedded models, so it pays in a service. The denoiser must stay
         as it is: layers that are added later are not in the trace.
         """
-        if not python_counts(self._denoiser):
+        if not worth_tracing(self._denoiser):
             return
         try:
             self._traced = TracedDenoiser(self._denoiser)

@@ -23,14 +23,15 @@ MAX_PARAMETERS = 50_000_000
 """A larger denoiser spends its time within its operations."""
 
 
-def python_counts(denoiser: Any) -> bool:
-    """Whether Python is a large part of a denoiser's time: a small U-Net in float32 on the CPU.
+def worth_tracing(denoiser: Any) -> bool:
+    """Whether Python is a large part of a denoiser's time, and a trace is right for it.
 
-    It reads a prompt and nothing else, unlike that of Stable Diffusion XL.
+    That is a small U-Net in float32 on the CPU that reads a prompt and nothing else, unlike that of Stable
+    Diffusion XL.
     """
     if not isinstance(denoiser, UNet2DConditionModel) or hasattr(denoiser, "_hf_hook"):
         return False
-    if denoiser.config.get("addition_embed_type") not in (None, "text"):  # "text" is a sum of its states
+    if denoiser.config.get("addition_embed_type") not in (None, "text"):  # "text" pools the prompt
         return False
     if any(denoiser.config.get(name) is not None for name in _OTHER_INPUTS):
         return False
@@ -41,7 +42,7 @@ def python_counts(denoiser: Any) -> bool:
 
 
 class TracedDenoiser:
-    """The trace of a denoiser for which `python_counts`, for every batch size, image size and prompt length.
+    """The trace of a denoiser for which `worth_tracing`, for every batch size, image size and prompt length.
 
     It uses the denoiser's own weights: a change of their `data` is a change of both. The denoiser itself
     computes where it would take other branches: with sides that it cannot halve as often as it wants, with

@@ -15,7 +15,7 @@ from dekag.generation.images import Pixels
 from dekag.generation.models import Generator, OnStep, by_group
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import DEFAULT_SAMPLING, GenerationRequest, Sampling
-from dekag.generation.traced_denoiser import python_counts
+from dekag.generation.traced_denoiser import worth_tracing
 from dekag.makd.batched_lora import BatchedLora
 from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import KnowledgeUpdate
@@ -36,7 +36,7 @@ class AlignedGenerator:
         self._capacity = capacity
         self._updates: OrderedDict[str, KnowledgeUpdate] = OrderedDict()
         # with a small denoiser, a batch for each update is faster than one batch with other layers
-        self._merge = python_counts(generator.pipeline.unet)
+        self._merge = worth_tracing(generator.pipeline.unet)
         self._adapters = BatchedLora(generator.pipeline.unet, merge=self._merge)
 
     def has(self, content_hash: str) -> bool:

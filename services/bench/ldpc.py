@@ -33,7 +33,7 @@ CODES = tuple(
 """Rates 1/5, 1/3, 2/5, 2/3, 5/6 and 8/9, with all constellations."""
 DEVIATIONS = (-1.0, 0.0, 1.0, 2.0)
 """SNRs, in standard deviations from that at which half of the codewords are predicted to be lost."""
-_STEP = 5  # iterations
+_STEP = 5  # iterations between tests of the CRC, as in `LdpcDecoder.decode`
 _BATCH = 25
 
 

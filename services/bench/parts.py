@@ -30,7 +30,7 @@ from dekag.generation.images import to_png
 from dekag.generation.models import Generator
 from dekag.generation.prompts import PromptReader
 from dekag.generation.request import GenerationRequest, Sampling
-from dekag.generation.traced_denoiser import TracedDenoiser, python_counts
+from dekag.generation.traced_denoiser import TracedDenoiser, worth_tracing
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import PREFIX, KnowledgeUpdate
@@ -152,7 +152,7 @@ def _network_parts(edge: Generator) -> Iterator[Part]:
     channels, height, width = edge.latent_shape(edge.size, edge.size)
     states = torch.randn(1, pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim)
     timestep = torch.tensor(500)
-    traced = TracedDenoiser(unet) if python_counts(unet) else None
+    traced = TracedDenoiser(unet) if worth_tracing(unet) else None
 
     def inference(work: Callable[[], object]) -> Callable[[], object]:
         return torch.inference_mode()(work)

@@ -204,9 +204,9 @@ class ServiceSettings(CommonSettings):
     )
     vae_dtype: Literal["", "float32", "bfloat16"] = Field(
         "",
-        description="Number format of the autoencoder: float32, or bfloat16, which takes half the time on a "
-        "processor with AVX-512 BF16 or AMX and changes few pixels by more than a level. Empty: as the "
-        "profile says.",
+        description="Number format of the autoencoder: float32, or bfloat16, which takes about half the "
+        "time on a processor with AVX-512 BF16 or AMX and changes few pixels by more than a level. Empty: "
+        "as the profile says.",
     )
     max_queue: int = Field(
         64,

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from dekag.generation.models import Generator
 from dekag.generation.profile import Role
-from dekag.generation.traced_denoiser import MAX_PARAMETERS, TracedDenoiser, python_counts
+from dekag.generation.traced_denoiser import MAX_PARAMETERS, TracedDenoiser, worth_tracing
 from dekag.profile import load_profile
 from dekag.training.tiny_models import save_dummy_models
 
@@ -152,13 +152,13 @@ def test_only_small_denoisers_on_the_cpu_in_float32_are_traced(
     cloud.trace()  # a transformer
     assert torch.equal(cloud.latents(PROMPT, 1), before)
     unet = copy.deepcopy(plain.pipeline.unet)
-    assert python_counts(unet)
-    assert not python_counts(cloud.pipeline.transformer)
-    assert not python_counts(copy.deepcopy(unet).to(torch.bfloat16))
-    assert not python_counts(copy.deepcopy(unet).to("meta"))
+    assert worth_tracing(unet)
+    assert not worth_tracing(cloud.pipeline.transformer)
+    assert not worth_tracing(copy.deepcopy(unet).to(torch.bfloat16))
+    assert not worth_tracing(copy.deepcopy(unet).to("meta"))
     monkeypatch.setattr("dekag.generation.traced_denoiser.MAX_PARAMETERS", 10)
     assert MAX_PARAMETERS > 10
-    assert not python_counts(unet)
+    assert not worth_tracing(unet)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_only_small_denoisers_on_the_cpu_in_float32_are_traced(
 )
 def test_denoisers_that_read_more_than_a_prompt_stay_plain(plain: Generator, changed: dict[str, Any]) -> None:
     config = {**plain.pipeline.unet.config, **changed}
-    assert not python_counts(type(plain.pipeline.unet).from_config(config))
+    assert not worth_tracing(type(plain.pipeline.unet).from_config(config))
 
 
 def test_a_service_draws_without_a_trace_that_fails(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
