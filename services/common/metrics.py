@@ -5,6 +5,7 @@ Each service has its own process and port, so the service is not a label. Import
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import ssl
@@ -28,7 +29,7 @@ _HOPS = frozenset(
     {"cloud-edge", "edge-channel", "channel-channel", "channel-user", "edge-user", "user-gateway"}
 )
 MAX_CONNECTIONS = 64
-"""Upper limit of connections to the metrics port; further ones are closed."""
+"""Upper limit of connections to the metrics port: a further one takes the place of the oldest."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _MINUTES = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)  # in seconds
 
@@ -175,7 +176,8 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, settings: CommonSettings, tls: ssl.SSLContext | None) -> None:
-        self._tls, self._places = tls, threading.Semaphore(MAX_CONNECTIONS)
+        self._tls = tls
+        self._lock, self._open = threading.Lock(), dict[Any, None]()  # connections, the oldest first
         host, port = settings.metrics_host.strip("[]"), settings.metrics_port
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         handler = type("_TimedHandler", (_Handler,), {"timeout": settings.receive_timeout_s})
@@ -196,16 +198,21 @@ class _Server(ThreadingMixIn, WSGIServer):
         return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        with self._lock:
+            if len(self._open) >= MAX_CONNECTIONS:  # the oldest is silent: an answer takes milliseconds
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with contextlib.suppress(OSError):  # it has ended
+                    socket.socket.shutdown(oldest, socket.SHUT_RDWR)  # not TLS's, which its thread may use
+            self._open[request] = None
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            with self._lock:
+                self._open.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that leave, stay silent or have no certificate are not errors of this service."""

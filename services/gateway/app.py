@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Body, Depends, FastAPI, Path, Request
@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from dekag.api.image_file import size_of
 from dekag.api.limits import MAX_SEED
@@ -60,7 +61,7 @@ from services.proto.user_pb2 import PreviewImage, ReceivedImage
 if TYPE_CHECKING:
     from services.proto.user_pb2_grpc import UserAsyncStub
 
-_DOCS_URL = "/docs"
+_DOCS_URL, _OPENAPI_URL = "/docs", "/openapi.json"
 _JSON_SAFE_SEEDS = 2**53  # random seeds are exact in clients whose integers are doubles
 _RETRYABLE = [
     ("dekag.v1.User", "Receive"),  # the same request gives the same image
@@ -167,6 +168,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
     app = FastAPIOffline(
         docs_url=_DOCS_URL,
+        openapi_url=_OPENAPI_URL,
         redoc_url=None,
         static_url="/docs-assets",
         title="DeKA-g",
@@ -373,4 +375,18 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
 
     web_ui.install(app, settings.profile)
+    _serve_description(app)
     return app
+
+
+def _serve_description(app: FastAPI) -> None:
+    """Serves the OpenAPI document as bytes made once: making it anew takes long enough to delay others."""
+
+    @cache
+    def described() -> bytes:
+        return bytes(JSONResponse(app.openapi()).body)
+
+    async def openapi(_: Request) -> Response:
+        return Response(described(), media_type="application/json")
+
+    app.router.routes.insert(0, Route(_OPENAPI_URL, openapi, include_in_schema=False))  # before FastAPI's

@@ -333,6 +333,18 @@ async def test_headers_keep_browsers_strict(alone: Client) -> None:
     assert not any(name.startswith("access-control") for name in answer.headers)
 
 
+async def test_the_description_is_made_once(own_data: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = create_app(GatewaySettings(user_address="127.0.0.1:1", cloud_address="127.0.0.1:1", redis_url=""))
+    made = app.openapi
+    calls: list[None] = []
+    monkeypatch.setattr(app, "openapi", lambda: calls.append(None) or made())
+    async with serving(app) as client:
+        first, second = [await client.get("/openapi.json") for _ in range(2)]
+    assert first.json()["openapi"].startswith("3.")
+    assert (first.content, len(calls)) == (second.content, 1)
+    assert first.headers["content-type"] == "application/json"
+
+
 async def test_docs_need_no_other_host(alone: Client) -> None:
     page = await alone.get("/docs")
     assert page.status_code == 200
