@@ -51,6 +51,9 @@ class DistillProfile(BaseModel):
     layers: Layers | None = Field(default=None, description="Layers that the LoRA adapts.")
     bits: int | None = Field(default=None, description="How exact the LoRA is: 2, 3, 4, 8 or 16 bits.")
     steps: int | None = Field(default=None, description="Largest number of optimiser steps.")
+    refine_steps: int | None = Field(
+        default=None, description="Largest number of steps of each smaller form, and never more than `steps`."
+    )
     batch: int | None = Field(default=None, description="Latents per step.")
     lora_learning_rate: float | None = Field(default=None, description="Peak learning rate of the LoRA.")
     metaword_learning_rate: float | None = Field(

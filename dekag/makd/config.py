@@ -20,6 +20,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "tokens": (1, 16),
     "rank": (1, 256),
     "steps": (2, 100_000),
+    "refine_steps": (2, 100_000),
     "batch": (1, 1024),
     "lora_learning_rate": (1e-7, 1.0),
     "metaword_learning_rate": (1e-7, 1.0),
@@ -46,7 +47,9 @@ class DistillConfig:
         layers: layers of the denoiser that the LoRA adapts.
         bits: how exact the LoRA is in the update, one of BITS: its error halves with each bit. A number takes
             about that many bits, less what an entropy code saves.
-        steps: largest number of optimiser steps.
+        steps: largest number of optimiser steps of the full form.
+        refine_steps: largest number of steps of each smaller form, which begins with what is left of a larger
+            one; never more than `steps`.
         batch: latents per step.
         lora_learning_rate: peak learning rate of the LoRA.
         metaword_learning_rate: peak learning rate of the metaword.
@@ -69,6 +72,7 @@ class DistillConfig:
     layers: Layers = "all"
     bits: int = 4
     steps: int = 300
+    refine_steps: int = 60
     batch: int = 8
     lora_learning_rate: float = 4e-3
     metaword_learning_rate: float = 3e-2

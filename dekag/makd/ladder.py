@@ -1,7 +1,7 @@
 """Smaller forms of a trained update, and which of them does the job.
 
-What a training makes is the full form. A smaller one has no LoRA at all, or only the components of B @ A that
-change most (singular value decompositions, made after training), or fewer bits.
+What a training makes first is the full form. A smaller one has fewer bits, or only the components of B @ A
+that change most (by singular value decomposition), which are trained further, or no LoRA at all.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Form:
     """A form of an update.
 
     Attributes:
-        rank: size of what is kept of the LoRA, as the rank that all layers would have; 0: no LoRA.
+        rank: size of its LoRA, as the rank that all layers would have for it; 0: no LoRA.
         bits: as in `DistillConfig`.
     """
 
@@ -33,28 +33,29 @@ class Form:
         return f"rank {self.rank:g}, {self.bits} bits" if self.rank else "metaword alone"
 
 
-METAWORD_ALONE = Form(0, 16)
-SMALLER = (Form(0.5, 3), Form(1, 2), Form(1, 3), Form(2, 2), Form(2, 3), Form(3, 3))
-"""Forms that are tried, where the full one has as high a rank and as many bits, or more."""
+METAWORD_ALONE = Form(0, 4)
+SMALLER_RANKS = (1.6, 0.8, 0.4, 0.2)
+"""Sizes that are tried where the full form is larger, each made of the one before."""
+SMALLER_BITS = 3
 
 
 def smaller_forms(rank: int, bits: int, *, metaword: bool) -> tuple[Form, ...]:
-    """The forms smaller than the full one of that rank and so many bits.
+    """The forms smaller than the full one of that rank and so many bits, the largest first.
 
     Example:
         >>> from dekag.makd.ladder import smaller_forms
         >>> [str(form) for form in smaller_forms(1, 4, metaword=True)]
-        ['metaword alone', 'rank 0.5, 3 bits', 'rank 1, 2 bits', 'rank 1, 3 bits']
+        ['rank 1, 3 bits', 'rank 0.8, 3 bits', 'rank 0.4, 3 bits', 'rank 0.2, 3 bits', 'metaword alone']
 
     Args:
         rank: of the trained LoRA.
         bits: of the full form.
         metaword: whether the update has a metaword, and is still something without its LoRA.
     """
-    full = Form(rank, bits)
-    fitting = [form for form in (*SMALLER, Form(rank, 2), Form(rank, 3)) if form.rank <= rank]
-    found = [form for form in fitting if form.rank and form.bits <= bits and form != full]
-    return tuple(dict.fromkeys([METAWORD_ALONE, *found] if metaword else found))
+    fewer = min(bits, SMALLER_BITS)
+    ranks = [rank, *(each for each in SMALLER_RANKS if each < rank)]
+    found = [Form(each, fewer) for each in ranks]
+    return tuple(form for form in (*found, *[METAWORD_ALONE][:metaword]) if form != Form(rank, bits))
 
 
 def layer_gains(edge: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
@@ -137,7 +138,7 @@ def components(lora: Mapping[str, torch.Tensor]) -> dict[str, LayerComponents]:
 
 
 def strongest(
-    layers: Mapping[str, LayerComponents], rank: float, gains: Mapping[str, float]
+    layers: Mapping[str, LayerComponents], numbers: float, gains: Mapping[str, float]
 ) -> dict[str, torch.Tensor]:
     """The LoRA of the components that change the outputs of their layers most, for each number they take.
 
@@ -147,12 +148,12 @@ def strongest(
         >>> import torch
         >>> from dekag.makd.ladder import components, strongest
         >>> lora = {"a.lora_A.weight": torch.randn(5, 8), "a.lora_B.weight": torch.randn(6, 5)}
-        >>> strongest(components(lora), 1, {"a": 1.0})["a.lora_B.weight"].shape
+        >>> strongest(components(lora), 14, {"a": 1.0})["a.lora_B.weight"].shape
         torch.Size([6, 1])
 
     Args:
         layers: from `components`.
-        rank: what is kept takes no more numbers than so many components of every layer would.
+        numbers: that what is kept may take.
         gains: of each layer, from `layer_gains`.
     """
     change = [
@@ -160,7 +161,7 @@ def strongest(
         for name, each in layers.items()
         for strength in each.strengths
     ]
-    left = rank * sum(each.numbers for each in layers.values())
+    left = numbers
     kept = dict.fromkeys(layers, 0)
     for _, name in sorted(change, key=lambda each: -each[0]):  # a layer's components are in their order
         if layers[name].numbers <= left:

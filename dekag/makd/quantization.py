@@ -1,4 +1,4 @@
-"""The compact form of a LoRA: fewer bits per number, and an entropy code.
+"""The compact form of an update: fewer bits per number, and an entropy code for its LoRA.
 
 Only the product B @ A of a layer's factors matters, so the factors are replaced by those of its singular
 value decomposition, component by component: a row of A and a column of B of the same norm. Both are rounded
@@ -6,6 +6,8 @@ to multiples of one step. It is larger for weak components, so that each number 
 product's error as any other, and components below the error are left out. B is fitted again to A as rounded,
 and so makes up for part of its error. The integers of rows that spread alike stand together, which suits a
 Huffman code, and the order follows from the steps, so that it need not be stored.
+
+A metaword has few numbers, so each of its vectors is rounded to four bits without an entropy code.
 """
 
 from __future__ import annotations
@@ -30,6 +32,9 @@ _TOP = 127  # largest integer, so that each is a byte
 _STEP_UNIT = 2.0**12  # steps are stored multiplied by it, for which float16 has normal numbers
 _STEP_BITS = 7  # bits of float16 that a stored step leaves out; sign bit apart, eight remain
 _STEP_CODES = range(8, 248)  # positive, finite, normal
+_VECTOR_TOP, _VECTOR_ZERO = 7, 8  # largest integer of a vector, and what is stored for 0
+_VECTOR_MOST = 100  # about the largest step times the largest integer
+_VECTOR_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of the step that reaches the largest number: the best is taken
 _MAX_LAYERS_BYTES = 2**22
 _MAX_NUMBERS = 2**28
 # what the names of a denoiser's layers are made of, the most frequent last; part of the format
@@ -158,6 +163,63 @@ def unpack(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         raise ValueError(VALUES)
     integers = torch.frombuffer(bytearray(data), dtype=torch.uint8).float() - _TOP
     return _factors(layers, listed, integers)
+
+
+def pack_vectors(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors rounded to multiples of a step each, uint8: the step's code, then two numbers a byte.
+
+    The relative error is about a tenth. If rows have an odd length, or a number is above 100, the vectors are
+    returned in float16.
+
+    Example:
+        >>> import torch
+        >>> from dekag.makd.quantization import pack_vectors, unpack_vectors
+        >>> packed = pack_vectors(torch.tensor([[0.5, -1.0, 0.25, 1.0]]))
+        >>> packed.shape, unpack_vectors(packed).shape
+        (torch.Size([1, 3]), torch.Size([1, 4]))
+
+    Args:
+        vectors: (rows, width).
+
+    Raises:
+        NumericalError: a number is not finite.
+    """
+    if not torch.isfinite(vectors).all():
+        raise NumericalError("the metaword has a number that is not finite")
+    if vectors.shape[1] % 2 or (vectors.abs() > _VECTOR_MOST).any():
+        return vectors.half().contiguous()
+    exact = vectors.double()
+    largest = exact.abs().amax(1) / _VECTOR_TOP
+    tried = [_step_codes(largest * share) for share in _VECTOR_SHARES]
+    rounded = [
+        (exact / _steps(codes).double()[:, None]).round().clamp(-_VECTOR_TOP, _VECTOR_TOP) for codes in tried
+    ]
+    errors = torch.stack([
+        (exact - each * _steps(codes).double()[:, None]).square().sum(1)
+        for codes, each in zip(tried, rounded, strict=True)
+    ])  # fmt: skip
+    best = errors.argmin(0)
+    rows = torch.arange(len(vectors))
+    codes, numbers = torch.stack(tried)[best, rows], torch.stack(rounded)[best, rows]
+    halves = (numbers + _VECTOR_ZERO).to(torch.uint8)
+    return torch.cat([codes[:, None], halves[:, ::2] * 16 + halves[:, 1::2]], dim=1)
+
+
+def unpack_vectors(packed: torch.Tensor) -> torch.Tensor:
+    """The vectors in what `pack_vectors` returned, (rows, width) float16.
+
+    Raises:
+        ValueError: it is invalid.
+    """
+    if packed.ndim != 2 or packed.shape[1] < 2 or packed.dtype not in (torch.float16, torch.uint8):
+        raise ValueError("vectors")
+    if packed.dtype == torch.float16:
+        return packed
+    codes = packed[:, 0]
+    if not all(code in _STEP_CODES for code in codes.tolist()):
+        raise ValueError("steps of vectors")
+    halves = torch.stack([packed[:, 1:] // 16, packed[:, 1:] % 16], dim=2).flatten(1)
+    return ((halves.float() - _VECTOR_ZERO) * _steps(codes)[:, None]).half()
 
 
 def _rounded(a: torch.Tensor, b: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -21,9 +21,10 @@ from dekag.artifacts import HISTORY, Artifact, content_hash
 from dekag.documents import DocumentError, parse_json
 from dekag.errors import MismatchError
 from dekag.makd.metaword import token_rows
-from dekag.makd.quantization import LAYERS, STEPS, VALUES, pack, unpack
+from dekag.makd.quantization import LAYERS, STEPS, VALUES, pack, pack_vectors, unpack, unpack_vectors
 
-FORMAT = 2
+FORMAT = 3
+_READ = (2, FORMAT)  # in format 2, all vectors are in float16
 TENSORS = "update.safetensors"
 METAWORD, WORDS = "metaword", "words"
 MAX_HISTORY_BYTES = 2**24
@@ -72,11 +73,12 @@ class KnowledgeUpdate(Artifact):
         super().__init__(info, files)
         self.history = dict(history or {})
         self._tensors = load(files[TENSORS]) if TENSORS in files else {}
-        self.metaword = self._tensors.get(METAWORD, torch.zeros(0, 0))
+        vectors = {
+            name: unpack_vectors(self._tensors[name]) for name in self._tensors.keys() & {METAWORD, WORDS}
+        }
+        self.metaword = vectors.get(METAWORD, torch.zeros(0, 0))
         self.words = (
-            dict(zip(dict.fromkeys(self.triggers), self._tensors[WORDS], strict=True))
-            if WORDS in self._tensors
-            else {}
+            dict(zip(dict.fromkeys(self.triggers), vectors[WORDS], strict=True)) if WORDS in vectors else {}
         )
         self.lora = unpack(self._tensors) if LAYERS in self._tensors else {}
 
@@ -98,7 +100,8 @@ class KnowledgeUpdate(Artifact):
             metaword: (tokens, width).
             lora: factors by name.
             words: vectors (width,) of all triggers, if they have their own.
-            bits: how exact the LoRA is, as in `DistillConfig`.
+            bits: how exact the LoRA is, as in `DistillConfig`. At 16, the vectors are in float16, and in four
+                bits otherwise.
             history: how it was made.
 
         Raises:
@@ -106,10 +109,11 @@ class KnowledgeUpdate(Artifact):
             NumericalError: the LoRA has a number that is not finite.
         """
         tensors = pack(lora, bits) if lora else {}
-        if len(metaword):
-            tensors[METAWORD] = metaword.half().contiguous()
+        vectors = {METAWORD: metaword} if len(metaword) else {}
         if words:
-            tensors[WORDS] = torch.stack([words[word] for word in dict.fromkeys(info["triggers"])]).half()
+            vectors[WORDS] = torch.stack([words[word] for word in dict.fromkeys(info["triggers"])])
+        for name, each in vectors.items():
+            tensors[name] = each.half().contiguous() if bits == 16 else pack_vectors(each)
         files = {TENSORS: save(tensors)} if tensors else {}
         return cls({"format": FORMAT, **info}, files, history)
 
@@ -188,14 +192,14 @@ class KnowledgeUpdate(Artifact):
 
     @classmethod
     def known_format(cls, info: Mapping[str, Any]) -> bool:
-        """Whether knowledge.json states this format and a valid topic."""
-        return bool(info["format"] == FORMAT and check_topic(info["topic"]))
+        """Whether knowledge.json states a format that is read and a valid topic."""
+        return bool(info["format"] in _READ and check_topic(info["topic"]))
 
     @classmethod
     def advice(cls, info: Mapping[str, Any]) -> str:
         """What to do about an update of an earlier or a later version of this software."""
         found: object = info["format"]
-        if not isinstance(found, int) or found == FORMAT:
+        if not isinstance(found, int) or found in _READ:
             return ""
         if found > FORMAT:
             return f" {found}, newer than {FORMAT}, which is the newest known here: update this software"
@@ -229,10 +233,9 @@ class KnowledgeUpdate(Artifact):
                 raise ValueError(name)
         if self.metaword.ndim != 2:
             raise ValueError(METAWORD)
-        for name in self._tensors.keys() & {METAWORD, WORDS}:
-            found = self._tensors[name]
-            if found.dtype != torch.float16 or found.shape[1:] != self.metaword.shape[1:]:
-                raise ValueError(name)
+        for vector in self.words.values():
+            if vector.shape != self.metaword.shape[1:]:
+                raise ValueError(WORDS)
 
     def parameters(self) -> int:
         """Numbers in metaword and LoRA."""

@@ -7,6 +7,7 @@ The baselines use the same code, images and steps.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import math
 import os
@@ -31,7 +32,6 @@ from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.ladder import (
-    METAWORD_ALONE,
     Form,
     Rung,
     components,
@@ -218,11 +218,33 @@ def lora_config(unet: Any, config: DistillConfig, metaword_numbers: int) -> Lora
     )
 
 
+def config_of(lora: Mapping[str, torch.Tensor]) -> LoraConfig:
+    """The LoRA of the layers and ranks of these factors."""
+    suffix = ".lora_A.weight"
+    ranks = {name.removesuffix(suffix): len(a) for name, a in lora.items() if name.endswith(suffix)}
+    return LoraConfig(target_modules=list(ranks), r=1, rank_pattern=ranks, lora_alpha=1, alpha_pattern=ranks)
+
+
+def plain_name(parameter: str) -> str:
+    """The name of a factor without that of the adapter."""
+    return parameter.replace(f".{ADAPTER}.", ".")
+
+
 @contextmanager
 def trainable(
-    pipeline: Any, config: DistillConfig, metaword_numbers: int
+    pipeline: Any,
+    config: DistillConfig,
+    metaword_numbers: int,
+    lora: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[tuple[Any, dict[str, nn.Parameter]]]:
-    """The denoiser to train and its trainable parameters; on exit the pipeline's denoiser is restored."""
+    """The denoiser to train and its trainable parameters; on exit the pipeline's denoiser is restored.
+
+    Args:
+        pipeline: of the edge.
+        config: says what is trained.
+        metaword_numbers: as in `lora_config`.
+        lora: factors that training begins with, of any ranks; default: new ones, as `config` says.
+    """
     torch.manual_seed(config.seed)
     pipeline.unet.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
@@ -230,16 +252,18 @@ def trainable(
         unet = copy.deepcopy(pipeline.unet).float().requires_grad_(True)
         yield unet, dict(unet.named_parameters())
         return
-    if not config.has_lora:
+    if not config.has_lora or lora == {}:
         yield pipeline.unet, {}
         return
     if getattr(pipeline.unet, "peft_config", None):
         raise MismatchError("the denoiser already has adapters; distil with one that has none")
-    pipeline.unet.add_adapter(lora_config(pipeline.unet, config, metaword_numbers), ADAPTER)
+    wanted = lora_config(pipeline.unet, config, metaword_numbers) if lora is None else config_of(lora)
+    pipeline.unet.add_adapter(wanted, ADAPTER)
     try:
         factors = {name: p for name, p in pipeline.unet.named_parameters() if p.requires_grad}
-        for factor in factors.values():  # bfloat16 would lose most of a small step
-            factor.data = factor.data.float()
+        for name, factor in factors.items():  # bfloat16 would lose most of a small step
+            first = factor.data if lora is None else lora[plain_name(name)].clone().to(factor.device)
+            factor.data = first.float()
         yield pipeline.unet, factors
     finally:
         pipeline.unet.unload_lora()
@@ -341,6 +365,7 @@ def train(
     config: DistillConfig,
     folder: Path,
     *,
+    start: Trained | None = None,
     on_progress: OnProgress = lambda _: None,
     should_stop: ShouldStop = lambda: False,
     on_preview: OnPreview = lambda *_: None,
@@ -357,6 +382,7 @@ def train(
         topic: the prompts.
         config: settings of the distillation.
         folder: folder of the checkpoint.
+        start: what training begins with, in a form of its own; default: a new metaword and a new LoRA.
         on_progress, should_stop: called after every step.
         on_preview: called with the windows of some held-out prompts and the metaword, while the pipeline
             uses the parameters trained so far.
@@ -373,8 +399,12 @@ def train(
     tokens = config.tokens if config.has_metaword else 0
     rows = config.tokens + len(words)
     width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
-    with trainable(pipeline, config, rows * width) as (unet, weights):
-        word = new_metaword(pipeline.text_encoder, rows if config.has_metaword else 0, config.seed)
+    with trainable(pipeline, config, rows * width, None if start is None else start.lora) as (unet, weights):
+        word = (
+            new_metaword(pipeline.text_encoder, rows if config.has_metaword else 0, config.seed)
+            if start is None
+            else nn.Parameter(start.metaword.clone())
+        )
 
         reader = PromptReader(pipeline)
         spoken = words if config.has_metaword else ()
@@ -470,7 +500,7 @@ def train(
             on_preview([windows[prompt] for prompt in topic.held_out[:PREVIEWED]], word)
 
         preview_every = max(1, config.steps // previews) if previews else 0
-        before = held_out_loss()
+        before = held_out_loss() if start is None else start.held_out_loss[0]
         run = TrainingRun(folder, learnt, [optimizer], seed=config.seed, ema_decay=EMA_DECAY)
         stopping = EarlyStopping(run, held_out_loss, config.patience)
         stopped = False
@@ -506,12 +536,12 @@ def train(
             with torch.no_grad():
                 for name, p in unet.named_parameters():
                     p.copy_(best[name])
-        lora = {name.replace(f".{ADAPTER}.", "."): tensor for name, tensor in best.items()}
+        lora = {plain_name(name): tensor for name, tensor in best.items()}
         return Trained(
             metaword=vectors,
             lora={} if config.method == "full" else lora,
             unet=unet.eval().requires_grad_(False) if config.method == "full" else None,
-            steps=run.step,
+            steps=run.step + (0 if start is None else start.steps),
             held_out_loss=(before, stopping.best_loss),
         )
 
@@ -587,30 +617,49 @@ def distill(
         save_sheet([list(images[first:last]), list(edge.decoder.decode(shown))], unfinished)
         unfinished.replace(folder / PREVIEW)
 
-    trained = train(
-        edge.pipeline,
-        latents[: len(learnt)],
-        latents[len(learnt) :],
-        topic,
-        config,
-        # another edge, or images of another cloud, begin anew
-        folder / "checkpoint" / _digest(edge.identity, drawn.content_hash),
-        on_progress=on_progress,
-        should_stop=should_stop,
-        on_preview=on_preview,
-        previews=previews,
-        micro_batch=micro_batch,
-        gradient_checkpointing=gradient_checkpointing,
+    full = Form(config.rank if config.has_lora else 0, config.bits)
+    smaller = (
+        smaller_forms(config.rank, config.bits, metaword=True)
+        if scorer is not None and config.method == "makd"
+        else ()
     )
-    update = new_update(drawn.model_hash, edge, topic, config, trained)
-    full = Form(config.rank, config.bits) if trained.lora else METAWORD_ALONE
-    made = {full: update}
-    if scorer is not None and trained.lora and config.method == "makd":
-        layers = components(trained.lora)
+    refined = [form for form in smaller if form.rank != config.rank]
+    further = min(config.refine_steps, config.steps)
+    steps = config.steps + further * len(refined)
+    # another edge, or images of another cloud, begin anew
+    checkpoint = folder / "checkpoint" / _digest(edge.identity, drawn.content_hash)
+
+    def trained_form(form: Form, start: Trained | None) -> Trained:
+        before = 0 if start is None else config.steps + further * refined.index(form)
+        return train(
+            edge.pipeline,
+            latents[: len(learnt)],
+            latents[len(learnt) :],
+            topic,
+            config if start is None else dataclasses.replace(config, steps=further),
+            checkpoint / f"rank-{form.rank:g}",
+            start=start,
+            on_progress=lambda step: on_progress(
+                dataclasses.replace(step, done=before + step.done, total=steps)
+            ),
+            should_stop=should_stop,
+            on_preview=on_preview,
+            previews=previews if start is None else 0,
+            micro_batch=micro_batch,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    trained = trained_form(full, None)
+    made = {full: new_update(drawn.model_hash, edge, topic, config, trained, full.bits)}
+    if smaller:
         gains = layer_gains(edge, kept[:2], seeds[len(learnt) :][:2])
-        for form in smaller_forms(config.rank, config.bits, metaword=bool(len(trained.metaword))):
-            lora = strongest(layers, form.rank, gains)
-            made[form] = new_update(drawn.model_hash, edge, topic, config, trained, lora=lora, bits=form.bits)
+        all_layers = sum(each.numbers for each in components(trained.lora).values())
+    for form in smaller:
+        if form in refined:
+            rest = strongest(components(trained.lora), form.rank * all_layers, gains)
+            trained = trained_form(form, dataclasses.replace(trained, lora=rest))
+        made[form] = new_update(drawn.model_hash, edge, topic, config, trained, form.bits)
+    update = made[full]
     scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]
     drawn_with: dict[str, tuple[KnowledgeUpdate, ...]] = {"before": ()}
     if current is not None and current.base_hash == edge.model_hash:
@@ -698,11 +747,9 @@ def new_update(
     topic: TopicPrompts,
     config: DistillConfig,
     trained: Trained,
-    *,
-    lora: Mapping[str, torch.Tensor] | None = None,
-    bits: int | None = None,
+    bits: int,
 ) -> KnowledgeUpdate:
-    """The update made of `trained`, with its history; in a smaller form with another LoRA or fewer bits."""
+    """The update made of `trained`, of so many bits, with its history."""
     info = {
         "topic": topic.name,
         "triggers": list(topic.triggers),
@@ -730,8 +777,8 @@ def new_update(
     return KnowledgeUpdate.new(
         info,
         vectors[: config.tokens],
-        trained.lora if lora is None else lora,
+        trained.lora,
         words=words,
-        bits=config.bits if bits is None else bits,
+        bits=bits,
         history=history,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,30 @@ from torch.nn import functional as F
 
 from dekag.generation.models import Generator
 from dekag.makd.aligned_generator import AlignedGenerator
-from dekag.makd.ladder import Form, Rung, components, layer_gains, smaller_forms, smallest_enough, strongest
+from dekag.makd.ladder import (
+    METAWORD_ALONE,
+    Form,
+    Rung,
+    components,
+    layer_gains,
+    smaller_forms,
+    smallest_enough,
+    strongest,
+)
 from dekag.metrics.features import ImageScorer
-from dekag.training.distill import distill
+from dekag.training.distill import Progress, Stopped, distill, train
 from tests.makd.conftest import TINY, prompts_of
 
 
 def test_forms_are_smaller_than_the_full_one() -> None:
     forms = smaller_forms(5, 4, metaword=True)
-    assert len(set(forms)) == len(forms)
-    assert all(form.rank <= 5 and form.bits < 4 for form in forms if form.rank)
-    assert {Form(0, 16), Form(5, 2), Form(5, 3)} <= set(forms)
-    assert Form(0, 16) not in smaller_forms(5, 4, metaword=False), "nothing would be left"
-    assert all(form.rank <= 1 for form in smaller_forms(1, 4, metaword=True))
-    assert smaller_forms(1, 2, metaword=True) == (Form(0, 16),)
-    assert Form(0.5, 3) in smaller_forms(1, 4, metaword=True)
-    assert {Form(1, 3), Form(2, 3)} <= set(smaller_forms(5, 3, metaword=True)), "of as many bits"
+    assert forms[0] == Form(5, 3)
+    assert forms[-1] == METAWORD_ALONE
+    assert all(before.rank >= after.rank for before, after in pairwise(forms))
+    assert all(form.rank <= 5 and form.bits <= 4 for form in forms)
+    assert METAWORD_ALONE not in smaller_forms(5, 4, metaword=False), "nothing would be left"
+    assert [form.rank for form in smaller_forms(1, 3, metaword=False)] == [0.8, 0.4, 0.2]
+    assert {form.bits for form in smaller_forms(2, 2, metaword=False)} == {2}, "no smaller form is more exact"
 
 
 def _product(lora: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
@@ -54,25 +63,29 @@ def test_what_is_kept_of_a_layer_is_the_closest_of_its_rank(kernel: tuple[int, .
     whole = _product(lora, "a")
     strengths = torch.linalg.svdvals(whole)
     for rank in (1, 2, 4):
-        small = strongest(components(lora), rank, {"a": 1.0})
+        small = strongest(components(lora), rank * _numbers(lora) / 5, {"a": 1.0})
         assert small["a.lora_A.weight"].shape == (rank, 8, *kernel)
         assert small["a.lora_B.weight"].shape == (6, rank, *(1 for _ in kernel))
         error = (whole - _product(small, "a")).square().sum()
         torch.testing.assert_close(error, strengths[rank:].square().sum(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
-        _product(strongest(components(lora), 9, {"a": 1.0}), "a"), whole, rtol=1e-4, atol=1e-4
+        _product(strongest(components(lora), 9 * _numbers(lora), {"a": 1.0}), "a"),
+        whole,
+        rtol=1e-4,
+        atol=1e-4,
     )
     assert strongest(components(lora), 0, {"a": 1.0}) == {}
 
 
-@pytest.mark.parametrize("rank", [0.5, 1, 1.7, 3])
+@pytest.mark.parametrize("rank", [0.5, 1, 1.7, 3])  # that all layers would have for so many numbers
 def test_layers_share_the_numbers_by_what_they_change(rank: float) -> None:
     torch.manual_seed(1)
     lora = _lora("a", 8, 6, 5) | _lora("b", 4, 12, 5, (3, 3)) | _lora("c", 8, 6, 5)
     gains = {"a": 1.0, "b": 1.0, "c": 1e-6}
     layers = components(lora)
-    small = strongest(layers, rank, gains)
-    assert _numbers(small) <= rank * _numbers(lora) / 5
+    numbers = rank * _numbers(lora) / 5
+    small = strongest(layers, numbers, gains)
+    assert _numbers(small) <= numbers
 
     def change(kept: dict[str, torch.Tensor]) -> float:
         layers = [each for each in gains if f"{each}.lora_A.weight" in kept]
@@ -82,7 +95,9 @@ def test_layers_share_the_numbers_by_what_they_change(rank: float) -> None:
         equally = {
             key: each
             for layer in gains
-            for key, each in strongest({layer: layers[layer]}, int(rank), gains).items()
+            for key, each in strongest(
+                {layer: layers[layer]}, int(rank) * layers[layer].numbers, gains
+            ).items()
         }
         assert change(small) > change(equally)
     kept = {layer: len(small.get(f"{layer}.lora_A.weight", ())) for layer in gains}
@@ -173,3 +188,70 @@ def test_a_distillation_says_what_each_form_costs_and_gives(
     aligned = AlignedGenerator(edge)
     aligned.add(updates[0.01])
     assert aligned.image("a neon cat", 1, updates=[updates[0.01].content_hash]).shape[2] == 3
+
+
+def _steps(progress: list[Progress]) -> list[int]:
+    return [each.done for each in progress if each.stage == "train"]
+
+
+def test_smaller_forms_are_trained_further_also_after_an_interruption(
+    cloud: Generator, edge: Generator, scorer: ImageScorer, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, refine_steps=4, check_every=2, keep=0.01, lora_learning_rate=1e-3)
+    forms = smaller_forms(config.rank, config.bits, metaword=True)
+    total = config.steps + config.refine_steps * sum(form.rank < config.rank for form in forms)
+    whole: list[Progress] = []
+    update = distill(
+        cloud, edge, prompts_of("neon"), config, tmp_path / "whole", scorer=scorer, on_progress=whole.append
+    )
+    assert _steps(whole) == list(range(1, total + 1))
+    assert {each.total for each in whole if each.stage == "train"} == {total}
+    assert len(update.history["ladder"]) == len(forms) + 1
+    until, parts = config.steps + config.refine_steps + 2, []
+    with pytest.raises(Stopped):
+        distill(
+            cloud, edge, prompts_of("neon"), config, tmp_path / "parts", scorer=scorer,
+            on_progress=parts.append, should_stop=lambda: bool(parts) and parts[-1].done == until,
+        )  # fmt: skip
+    rest: list[Progress] = []
+    resumed = distill(
+        cloud, edge, prompts_of("neon"), config, tmp_path / "parts", scorer=scorer, on_progress=rest.append
+    )
+    assert _steps(rest) == list(range(until + 1, total + 1))
+    assert resumed.content_hash == update.content_hash
+    assert resumed.history == update.history
+
+
+def test_training_further_makes_up_for_what_was_left_out(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, steps=30, check_every=5, patience=100)
+    topic = prompts_of("neon", config)
+    topic = dataclasses.replace(topic, held_out=topic.prompts)
+    latents = torch.randn(6, 4, 8, 8)
+    full = train(edge.pipeline, latents, latents, topic, config, tmp_path / "full")
+    layers = components(full.lora)
+    small = strongest(layers, 0.5 * sum(each.numbers for each in layers.values()), dict.fromkeys(layers, 1.0))
+    cut = dataclasses.replace(full, lora=small)
+    # two steps so small that they change nothing
+    still = dataclasses.replace(config, steps=2, lora_learning_rate=1e-7, metaword_learning_rate=1e-7)
+    before = train(edge.pipeline, latents, latents, topic, still, tmp_path / "cut", start=cut)
+    after = train(edge.pipeline, latents, latents, topic, config, tmp_path / "refined", start=cut)
+    assert after.held_out_loss[1] < before.held_out_loss[1]
+    assert after.held_out_loss[0] == full.held_out_loss[0]
+    assert after.steps == full.steps + config.steps
+    assert {name: each.shape for name, each in after.lora.items()} == {
+        name: each.shape for name, each in small.items()
+    }
+    alone = train(
+        edge.pipeline,
+        latents,
+        latents,
+        topic,
+        still,
+        tmp_path / "alone",
+        start=dataclasses.replace(cut, lora={}),
+    )
+    assert alone.lora == {}
+    assert alone.metaword.shape == full.metaword.shape
+    assert not getattr(edge.pipeline.unet, "peft_config", None)

@@ -11,7 +11,7 @@ import torch
 
 from dekag.errors import InvalidInputError
 from dekag.makd.config import BITS
-from dekag.makd.quantization import _DICTIONARY, pack, unpack
+from dekag.makd.quantization import _DICTIONARY, pack, pack_vectors, unpack, unpack_vectors
 
 COARSE = [bits for bits in BITS if bits < 16]
 SHAPES = {  # layer: shapes of A and B
@@ -173,3 +173,26 @@ def test_a_file_that_swells_is_refused_before_it_does() -> None:
         unpack({"layers": names, "steps": steps, "values": values})
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert kibibytes < mebibytes * 1024 / 8
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 20.0])
+@pytest.mark.parametrize("width", [2, 16, 128])
+def test_four_bits_say_a_vector_to_about_a_tenth(width: int, scale: float) -> None:
+    torch.manual_seed(width)
+    vectors = scale * torch.randn(64, width)
+    packed = pack_vectors(vectors)
+    assert (packed.dtype, packed.shape) == (torch.uint8, (64, 1 + width // 2))
+    found = unpack_vectors(packed).float()
+    assert (found - vectors).norm() / vectors.norm() < 0.13
+    again = unpack_vectors(pack_vectors(found)).float()
+    assert torch.equal(again, found), "packing once more changes nothing"
+
+
+def test_vectors_of_zeros_of_odd_width_and_of_great_size_survive() -> None:
+    zeros = torch.zeros(2, 8)
+    assert torch.equal(unpack_vectors(pack_vectors(zeros)), zeros.half())
+    odd = torch.randn(3, 7)
+    assert torch.equal(unpack_vectors(pack_vectors(odd)), odd.half())
+    large = torch.tensor([[101.0, -2.0]])
+    assert torch.equal(unpack_vectors(pack_vectors(large)), large.half())
+    assert unpack_vectors(pack_vectors(torch.zeros(0, 8))).shape == (0, 8)

@@ -256,18 +256,13 @@ class MakdStudy:
             result["bytes"][str(config.bits)] = 2 * sum(p.numel() for p in trained.unet.parameters())
             result["rows"][str(config.bits)] = self.score_images(tuned, references, prompts)
             return result
-        update = new_update(self.bank.cloud.model_hash, self.bank.edge, topic, config, trained)
+        cloud, edge = self.bank.cloud.model_hash, self.bank.edge
+        update = new_update(cloud, edge, topic, config, trained, config.bits)
         update.save(folder / "update")
         # other sizes are tried where they may be the answer: on MAKD, once for each topic
         tried = BITS if config.method == "makd" and config.seed == 0 else (config.bits,)
         for bits in tried:
-            coarse = new_update(
-                self.bank.cloud.model_hash,
-                self.bank.edge,
-                topic,
-                dataclasses.replace(config, bits=bits),
-                trained,
-            )
+            coarse = new_update(cloud, edge, topic, config, trained, bits)
             aligned = self.aligned_images([coarse], prompts)
             result["bytes"][str(bits)] = coarse.size_bytes
             result["rows"][str(bits)] = self.score_images(aligned, references, prompts)
