@@ -59,8 +59,8 @@ class DistillConfig:
             denoiser twice.
         check_every: steps between checks of the held-out loss.
         patience: checks without a better held-out loss after which training stops.
-        keep: fraction of the best form's gain in consistency, on held-out prompts, that a smaller form of
-            the update must keep to be chosen; at 1, the best form is.
+        keep: fraction of the best form's gain in consistency that a smaller form of the update must keep to
+            be chosen, as far as the held-out prompts can tell (`dekag.makd.ladder.smallest_enough`).
         seed: seed of the cloud's images, the initial weights and every step.
     """
 

@@ -6,9 +6,10 @@ that change most (by singular value decomposition), which are trained further, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -182,20 +183,28 @@ class Rung:
     Attributes:
         form: which.
         size_bytes: of the update.
-        gain: in consistency on held-out prompts, over the edge without an update.
+        gains: in consistency over the edge without an update, of each held-out prompt.
     """
 
     form: Form
     size_bytes: int
-    gain: float
+    gains: Sequence[float]
+
+    @property
+    def gain(self) -> float:
+        """The mean gain."""
+        return fmean(self.gains)
 
 
 def smallest_enough(rungs: Sequence[Rung], full: Rung, keep: float) -> Rung:
-    """The smallest rung that gains at least `keep` times what the best of them does.
+    """The smallest rung that gains `keep` times what the best of them does, as far as the prompts can tell.
+
+    It may fall short of that by one standard error of the shortfall, which few prompts cannot tell from none:
+    the rule of one standard error of Breiman et al., "Classification and Regression Trees", 1984.
 
     Example:
         >>> from dekag.makd.ladder import Form, Rung, smallest_enough
-        >>> small, full = Rung(Form(1, 2), 17_000, 0.48), Rung(Form(5, 4), 140_000, 0.5)
+        >>> small, full = Rung(Form(1, 2), 17_000, [0.4, 0.56]), Rung(Form(5, 4), 140_000, [0.4, 0.6])
         >>> smallest_enough([small, full], full, keep=0.95).form
         Form(rank=1, bits=2)
 
@@ -204,6 +213,12 @@ def smallest_enough(rungs: Sequence[Rung], full: Rung, keep: float) -> Rung:
         full: the full form, which is chosen if none gains anything.
         keep: above 0 and up to 1.
     """
-    best = max(rung.gain for rung in rungs)
-    enough = [rung for rung in rungs if rung.gain >= keep * best]
-    return min(enough, key=lambda rung: rung.size_bytes) if best > 0 else full
+    best = max(rungs, key=lambda rung: rung.gain)
+
+    def is_enough(rung: Rung) -> bool:
+        missing = [keep * most - gain for most, gain in zip(best.gains, rung.gains, strict=True)]
+        error = stdev(missing) / math.sqrt(len(missing)) if len(missing) > 1 else 0.0
+        return fmean(missing) <= error
+
+    enough = [rung for rung in rungs if rung is best or is_enough(rung)]
+    return min(enough, key=lambda rung: rung.size_bytes) if best.gain > 0 else full

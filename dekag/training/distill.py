@@ -689,7 +689,7 @@ def distill(
     )
 
     def scores_of(form: Form) -> dict[str, float]:
-        own, found = judged[str(form)], dict(update.history["scores"])
+        own, found = judged[str(form)], dict(made[form].history["scores"])
         for when, each in (("before", judged["before"]), ("after", own)):
             found |= {f"{metric}_{when}": round(float(values.mean()), 4) for metric, values in each.items()}
         for metric, values in judged.get("current", {}).items():
@@ -698,7 +698,11 @@ def distill(
         return found
 
     scores = {form: scores_of(form) for form in made}
-    rungs = {form: Rung(form, made[form].size_bytes, _gain(scores[form])) for form in made}
+    consistency = {name: np.mean([each["clip"], each["dino"]], axis=0) for name, each in judged.items()}
+    rungs = {
+        form: Rung(form, update.size_bytes, (consistency[str(form)] - consistency["before"]).tolist())
+        for form, update in made.items()
+    }
     # a form that would not be published is chosen only if that is true of all
     able = [form for form in made if not why_no_better(scores[form])] or list(made)
     chosen = smallest_enough([rungs[form] for form in able], rungs[full], config.keep).form
@@ -713,11 +717,6 @@ def distill(
         for rung in sorted(rungs.values(), key=lambda rung: rung.size_bytes)
     ]
     return made[chosen].scored(scores[chosen], ladder)
-
-
-def _gain(scores: Mapping[str, float]) -> float:
-    """Gain in consistency over the edge without an update."""
-    return sum(scores[f"{metric}_after"] - scores[f"{metric}_before"] for metric in ("clip", "dino")) / 2
 
 
 def why_no_better(scores: Mapping[str, Any]) -> str:
