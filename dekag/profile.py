@@ -50,9 +50,10 @@ class DistillProfile(BaseModel):
     rank: int | None = Field(default=None, description="Rank of the LoRA.")
     layers: Layers | None = Field(default=None, description="Layers that the LoRA adapts.")
     bits: int | None = Field(default=None, description="How exact the LoRA is: 2, 3, 4, 8 or 16 bits.")
-    steps: int | None = Field(default=None, description="Largest number of optimiser steps.")
+    steps: int | None = Field(default=None, description="Largest number of optimiser steps of the full form.")
     refine_steps: int | None = Field(
-        default=None, description="Largest number of steps of each smaller form, and never more than `steps`."
+        default=None,
+        description="Largest number of steps of each smaller form; never more than a fifth of `steps`.",
     )
     batch: int | None = Field(default=None, description="Latents per step.")
     lora_learning_rate: float | None = Field(default=None, description="Peak learning rate of the LoRA.")
@@ -65,7 +66,8 @@ class DistillProfile(BaseModel):
 
     keep: float | None = Field(
         default=None,
-        description="Fraction of the best form's gain that a smaller form of the update must keep.",
+        description="Fraction of the best form's gain that a smaller form of the update must keep, as far "
+        "as the held-out prompts can tell; at 1, the best form is chosen.",
     )
 
     def given(self) -> dict[str, Any]:

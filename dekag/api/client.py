@@ -103,7 +103,7 @@ class DistillOptions(TypedDict, total=False):
         images: number of training images that the cloud generates.
         tokens: number of pseudo-tokens of the metaword.
         rank: rank of the LoRA.
-        steps: largest number of optimiser steps.
+        steps: largest number of optimiser steps of the full form.
         seed: seed of the cloud's images and of the training.
         force: publish the update even if it is not better than the current version.
     """

@@ -945,7 +945,8 @@ class KnowledgeRequest(_NullIsAbsent):
         default=None,
         ge=RANGES["steps"][0],
         le=RANGES["steps"][1],
-        description="Largest number of optimiser steps.",
+        description="Largest number of optimiser steps of the full form of the update. Smaller forms take up "
+        "to a fifth as many each.",
         examples=[300],
     )
     seed: int | None = Field(
@@ -1066,7 +1067,7 @@ class Job(_Response):
         examples=["train"],
     )
     done: int = Field(description="Finished images or steps of this stage.", examples=[120])
-    total: int = Field(description="Largest number of images or steps of this stage.", examples=[300])
+    total: int = Field(description="Largest number of images or steps of this stage.", examples=[540])
     loss: float | None = Field(description="Smoothed training loss; null outside training.", examples=[0.031])
     error: str | None = Field(
         description="Cause of the failure.", examples=["the cloud service cannot be reached"]

@@ -49,7 +49,7 @@ class DistillConfig:
             about that many bits, less what an entropy code saves.
         steps: largest number of optimiser steps of the full form.
         refine_steps: largest number of steps of each smaller form, which begins with what is left of a larger
-            one; never more than `steps`.
+            one; never more than a fifth of `steps`.
         batch: latents per step.
         lora_learning_rate: peak learning rate of the LoRA.
         metaword_learning_rate: peak learning rate of the metaword.
@@ -60,7 +60,8 @@ class DistillConfig:
         check_every: steps between checks of the held-out loss.
         patience: checks without a better held-out loss after which training stops.
         keep: fraction of the best form's gain in consistency that a smaller form of the update must keep to
-            be chosen, as far as the held-out prompts can tell (`dekag.makd.ladder.smallest_enough`).
+            be chosen, as far as the held-out prompts can tell (`dekag.makd.ladder.smallest_enough`); at 1,
+            the best form is chosen.
         seed: seed of the cloud's images, the initial weights and every step.
     """
 

@@ -35,18 +35,19 @@ class Form:
 
 
 METAWORD_ALONE = Form(0, 4)
-SMALLER_RANKS = (1.6, 0.8, 0.4, 0.2)
-"""Sizes that are tried where the full form is larger, each made of the one before."""
+SMALLEST_RANK = 0.2
 SMALLER_BITS = 3
 
 
 def smaller_forms(rank: int, bits: int, *, metaword: bool) -> tuple[Form, ...]:
     """The forms smaller than the full one of that rank and so many bits, the largest first.
 
+    Each rank but the full one is at most half of the one before.
+
     Example:
         >>> from dekag.makd.ladder import smaller_forms
         >>> [str(form) for form in smaller_forms(1, 4, metaword=True)]
-        ['rank 1, 3 bits', 'rank 0.8, 3 bits', 'rank 0.4, 3 bits', 'rank 0.2, 3 bits', 'metaword alone']
+        ['rank 1, 3 bits', 'rank 0.4, 3 bits', 'rank 0.2, 3 bits', 'metaword alone']
 
     Args:
         rank: of the trained LoRA.
@@ -54,7 +55,8 @@ def smaller_forms(rank: int, bits: int, *, metaword: bool) -> tuple[Form, ...]:
         metaword: whether the update has a metaword, and is still something without its LoRA.
     """
     fewer = min(bits, SMALLER_BITS)
-    ranks = [rank, *(each for each in SMALLER_RANKS if each < rank)]
+    halvings = int(math.log2(rank / 2 / SMALLEST_RANK))
+    ranks = [rank, *(SMALLEST_RANK * 2**halving for halving in range(halvings, -1, -1))]
     found = [Form(each, fewer) for each in ranks]
     return tuple(form for form in (*found, *[METAWORD_ALONE][:metaword]) if form != Form(rank, bits))
 
@@ -211,13 +213,13 @@ def smallest_enough(rungs: Sequence[Rung], full: Rung, keep: float) -> Rung:
     Args:
         rungs: to choose from, at least one.
         full: the full form, which is chosen if none gains anything.
-        keep: above 0 and up to 1.
+        keep: above 0 and up to 1; at 1, the best is chosen.
     """
     best = max(rungs, key=lambda rung: rung.gain)
 
     def is_enough(rung: Rung) -> bool:
         missing = [keep * most - gain for most, gain in zip(best.gains, rung.gains, strict=True)]
-        error = stdev(missing) / math.sqrt(len(missing)) if len(missing) > 1 else 0.0
+        error = stdev(missing) / math.sqrt(len(missing)) if len(missing) > 1 and keep < 1 else 0.0
         return fmean(missing) <= error
 
     enough = [rung for rung in rungs if rung is best or is_enough(rung)]

@@ -32,10 +32,12 @@ _TOP = 127  # largest integer, so that each is a byte
 _STEP_UNIT = 2.0**12  # steps are stored multiplied by it, for which float16 has normal numbers
 _STEP_BITS = 7  # bits of float16 that a stored step leaves out; sign bit apart, eight remain
 _STEP_CODES = range(8, 248)  # positive, finite, normal
+VECTOR_BITS = 4
+"""Bits of a number of a metaword."""
 _VECTOR_TOP, _VECTOR_ZERO = 7, 8  # largest integer of a vector, and what is stored for 0
 _VECTOR_MOST = 100  # about the largest step times the largest integer
 _VECTOR_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of the step that reaches the largest number: the best is taken
-_MAX_LAYERS_BYTES = 2**22
+_MAX_LAYERS_BYTES = _MAX_VECTOR_BYTES = 2**22
 _MAX_NUMBERS = 2**28
 # what the names of a denoiser's layers are made of, the most frequent last; part of the format
 _DICTIONARY = (
@@ -180,12 +182,7 @@ def pack_vectors(vectors: torch.Tensor) -> torch.Tensor:
 
     Args:
         vectors: (rows, width).
-
-    Raises:
-        NumericalError: a number is not finite.
     """
-    if not torch.isfinite(vectors).all():
-        raise NumericalError("the metaword has a number that is not finite")
     if vectors.shape[1] % 2 or (vectors.abs() > _VECTOR_MOST).any():
         return vectors.half().contiguous()
     exact = vectors.double()
@@ -211,12 +208,14 @@ def unpack_vectors(packed: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: it is invalid.
     """
-    if packed.ndim != 2 or packed.shape[1] < 2 or packed.dtype not in (torch.float16, torch.uint8):
+    if packed.ndim != 2 or packed.dtype not in (torch.float16, torch.uint8):
         raise ValueError("vectors")
     if packed.dtype == torch.float16:
         return packed
+    if packed.shape[1] < 2 or packed.numel() > _MAX_VECTOR_BYTES:
+        raise ValueError("vectors")
     codes = packed[:, 0]
-    if not all(code in _STEP_CODES for code in codes.tolist()):
+    if ((codes < _STEP_CODES[0]) | (codes > _STEP_CODES[-1])).any():
         raise ValueError("steps of vectors")
     halves = torch.stack([packed[:, 1:] // 16, packed[:, 1:] % 16], dim=2).flatten(1)
     return ((halves.float() - _VECTOR_ZERO) * _steps(codes)[:, None]).half()

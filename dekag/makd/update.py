@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from dekag.api.limits import MAX_PROMPT_CHARS, MAX_TRIGGERS, check_topic
 from dekag.artifacts import HISTORY, Artifact, content_hash
 from dekag.documents import DocumentError, parse_json
-from dekag.errors import MismatchError
+from dekag.errors import MismatchError, NumericalError
 from dekag.makd.metaword import token_rows
 from dekag.makd.quantization import LAYERS, STEPS, VALUES, pack, pack_vectors, unpack, unpack_vectors
 
@@ -106,13 +106,15 @@ class KnowledgeUpdate(Artifact):
 
         Raises:
             InvalidInputError: `bits` is not possible.
-            NumericalError: the LoRA has a number that is not finite.
+            NumericalError: a number is not finite, or too large for 16 bits in the metaword.
         """
         tensors = pack(lora, bits) if lora else {}
         vectors = {METAWORD: metaword} if len(metaword) else {}
         if words:
             vectors[WORDS] = torch.stack([words[word] for word in dict.fromkeys(info["triggers"])])
         for name, each in vectors.items():
+            if not torch.isfinite(each.half()).all():
+                raise NumericalError(f"{name}: a number is not finite in 16 bits")
             tensors[name] = each.half().contiguous() if bits == 16 else pack_vectors(each)
         files = {TENSORS: save(tensors)} if tensors else {}
         return cls({"format": FORMAT, **info}, files, history)

@@ -41,7 +41,7 @@ from dekag.makd.ladder import (
     strongest,
 )
 from dekag.makd.metaword import encode_prompts, token_rows, trigger_words
-from dekag.makd.quantization import CODED_SHARE
+from dekag.makd.quantization import CODED_SHARE, VECTOR_BITS
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
@@ -199,11 +199,13 @@ def encode(vae: Any, pixels: np.ndarray) -> torch.Tensor:
 
 
 def lora_config(unet: Any, config: DistillConfig, metaword_numbers: int) -> LoraConfig:
-    """The LoRA of `config`; "lora-equal-bytes" adds the bytes of `metaword_numbers` 16-bit numbers, about."""
+    """The LoRA of `config`; "lora-equal-bytes" adds about the bytes of a metaword with so many numbers."""
     layers = LAYERS[config.layers]
     pattern: dict[str, int] = {}
     if config.method == "lora-equal-bytes":
-        spare = metaword_numbers * 16 / (config.bits if config.bits == 16 else CODED_SHARE * config.bits)
+        spare: float = metaword_numbers
+        if config.bits < 16:
+            spare *= VECTOR_BITS / (CODED_SHARE * config.bits)
         for name, layer in unet.named_modules():
             if spare > 0 and name.endswith(layers) and hasattr(layer, "weight"):
                 pattern[name] = config.rank + 1
@@ -283,7 +285,7 @@ def checkpointed(unet: Any, wanted: bool) -> Iterator[None]:
 
 def new_metaword(text_encoder: Any, rows: int, seed: int) -> nn.Parameter:
     """Vectors (rows, width) near the mean of the vocabulary's embeddings, which has no meaning yet."""
-    words = text_encoder.get_input_embeddings().weight.detach()
+    words = text_encoder.get_input_embeddings().weight.detach().float().cpu()
     noise = torch.randn(rows, words.shape[1], generator=torch.Generator().manual_seed(seed))
     return nn.Parameter(words.mean(0) + 0.1 * words.std(0) * noise)
 
@@ -503,6 +505,8 @@ def train(
         before = held_out_loss() if start is None else start.held_out_loss[0]
         run = TrainingRun(folder, learnt, [optimizer], seed=config.seed, ema_decay=EMA_DECAY)
         stopping = EarlyStopping(run, held_out_loss, config.patience)
+        if start is not None and run.step == 0:  # what it begins with may be the best
+            stopping.look()
         stopped = False
 
         def on_step(done: int, losses: Mapping[str, float]) -> bool:
@@ -530,7 +534,7 @@ def train(
             raise Stopped
         if not stopping.best:  # a resumed run without steps left
             stopping.look()
-        best = {name.replace("/", "."): tensor for name, tensor in stopping.best.items()}
+        best = {name.replace("/", "."): tensor.cpu() for name, tensor in stopping.best.items()}
         vectors = best.pop("metaword", torch.zeros(0, word.shape[1]))
         if config.method == "full":
             with torch.no_grad():
@@ -624,20 +628,25 @@ def distill(
         else ()
     )
     refined = [form for form in smaller if form.rank != config.rank]
-    further = min(config.refine_steps, config.steps)
+    further = min(config.refine_steps, max(2, config.steps // 5))
     steps = config.steps + further * len(refined)
     # another edge, or images of another cloud, begin anew
     checkpoint = folder / "checkpoint" / _digest(edge.identity, drawn.content_hash)
 
     def trained_form(form: Form, start: Trained | None) -> Trained:
-        before = 0 if start is None else config.steps + further * refined.index(form)
+        before, name = 0, f"rank-{form.rank:g}"
+        if start is not None:
+            before = config.steps + further * refined.index(form)
+            # another machine may cut other components, or be told to train for longer
+            shapes = (f"{factor} {tuple(each.shape)}" for factor, each in sorted(start.lora.items()))
+            name += f"-{_digest(str(further), *shapes)}"
         return train(
             edge.pipeline,
             latents[: len(learnt)],
             latents[len(learnt) :],
             topic,
             config if start is None else dataclasses.replace(config, steps=further),
-            checkpoint / f"rank-{form.rank:g}",
+            checkpoint / name,
             start=start,
             on_progress=lambda step: on_progress(
                 dataclasses.replace(step, done=before + step.done, total=steps)

@@ -312,7 +312,7 @@ class DistillRequest(_message.Message):
     rank: _builtins.int
     """of the LoRA"""
     steps: _builtins.int
-    """upper limit of optimiser steps"""
+    """upper limit of optimiser steps of the full form"""
     seed: _builtins.int
     force: _builtins.bool
     """publish the update even if it is not better on held-out prompts than the current one"""

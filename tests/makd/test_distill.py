@@ -17,6 +17,7 @@ from dekag.generation.models import Generator
 from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig, Method
+from dekag.makd.quantization import LAYERS
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
@@ -168,16 +169,19 @@ def test_every_method_learns_and_trains_only_what_it_says(
     assert (trained.unet is not None) == (method == "full")
 
 
+@pytest.mark.parametrize("bits", [4, 16])
 def test_equal_bytes_spends_what_the_metaword_takes(
-    cloud: Generator, edge: Generator, tmp_path: Path
+    cloud: Generator, edge: Generator, tmp_path: Path, bits: int
 ) -> None:
-    numbers = {}
+    size = {}
     for method in ("makd", "lora", "lora-equal-bytes"):
-        config = dataclasses.replace(TINY, method=method, steps=2)
+        config = dataclasses.replace(TINY, method=method, steps=2, tokens=16, bits=bits)
         update = distill(cloud, edge, prompts_of("neon"), config, tmp_path / method)
-        numbers[method] = update.parameters()
-    assert numbers["lora"] < numbers["makd"] <= numbers["lora-equal-bytes"]
-    assert numbers["lora-equal-bytes"] < 1.05 * numbers["makd"]
+        tensors = {name: each for name, each in update._tensors.items() if name != LAYERS}
+        size[method] = sum(each.numel() * each.element_size() for each in tensors.values())
+    assert size["lora"] < size["makd"]
+    assert size["lora-equal-bytes"] == pytest.approx(size["makd"], rel=0.05 if bits == 4 else 0.03)
+    assert size["lora-equal-bytes"] > (size["lora"] + size["makd"]) / 2
 
 
 def test_previews_show_what_is_learnt_and_change_nothing(

@@ -34,7 +34,11 @@ def test_forms_are_smaller_than_the_full_one() -> None:
     assert all(before.rank >= after.rank for before, after in pairwise(forms))
     assert all(form.rank <= 5 and form.bits <= 4 for form in forms)
     assert METAWORD_ALONE not in smaller_forms(5, 4, metaword=False), "nothing would be left"
-    assert [form.rank for form in smaller_forms(1, 3, metaword=False)] == [0.8, 0.4, 0.2]
+    assert [form.rank for form in smaller_forms(1, 3, metaword=False)] == [0.4, 0.2]
+    for rank in (1, 2, 5, 16, 256):
+        ranks = [form.rank for form in smaller_forms(rank, 4, metaword=True)]
+        assert all(after <= before / 2 for before, after in pairwise(ranks)), ranks
+        assert all(after > before / 4.1 for before, after in pairwise(ranks[:-1])), ranks
     assert {form.bits for form in smaller_forms(2, 2, metaword=False)} == {2}, "no smaller form is more exact"
 
 
@@ -154,6 +158,7 @@ def test_prompts_that_cannot_tell_forms_apart_choose_the_smaller() -> None:
     assert unsure.gain == pytest.approx(sure.gain)
     assert smallest_enough([unsure, full], full, 0.95) is unsure
     assert smallest_enough([sure, full], full, 0.95) is full
+    assert smallest_enough([unsure, sure, full], full, 1.0) is full
 
 
 @pytest.mark.parametrize("keep", [0.01, 1.0])
@@ -204,10 +209,10 @@ def _steps(progress: list[Progress]) -> list[int]:
     return [each.done for each in progress if each.stage == "train"]
 
 
-def test_smaller_forms_are_trained_further_also_after_an_interruption(
+def test_smaller_forms_are_trained_further_also_after_interruptions(
     cloud: Generator, edge: Generator, scorer: ImageScorer, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(TINY, refine_steps=4, check_every=2, keep=0.01, lora_learning_rate=1e-3)
+    config = dataclasses.replace(TINY, steps=20, refine_steps=4, check_every=2, patience=100, keep=0.01)
     forms = smaller_forms(config.rank, config.bits, metaword=True)
     total = config.steps + config.refine_steps * sum(form.rank < config.rank for form in forms)
     whole: list[Progress] = []
@@ -217,17 +222,21 @@ def test_smaller_forms_are_trained_further_also_after_an_interruption(
     assert _steps(whole) == list(range(1, total + 1))
     assert {each.total for each in whole if each.stage == "train"} == {total}
     assert len(update.history["ladder"]) == len(forms) + 1
-    until, parts = config.steps + config.refine_steps + 2, []
-    with pytest.raises(Stopped):
-        distill(
-            cloud, edge, prompts_of("neon"), config, tmp_path / "parts", scorer=scorer,
-            on_progress=parts.append, should_stop=lambda: bool(parts) and parts[-1].done == until,
-        )  # fmt: skip
+    last = 0
+    for until in (18, 20, 22, 24, 30):  # within a form and at the end of one
+        parts: list[Progress] = []
+        with pytest.raises(Stopped):
+            distill(
+                cloud, edge, prompts_of("neon"), config, tmp_path / "parts", scorer=scorer,
+                on_progress=parts.append, should_stop=lambda: until in _steps(parts),  # noqa: B023 - called here
+            )  # fmt: skip
+        assert _steps(parts) == list(range(last + 1, until + 1))
+        last = until
     rest: list[Progress] = []
     resumed = distill(
         cloud, edge, prompts_of("neon"), config, tmp_path / "parts", scorer=scorer, on_progress=rest.append
     )
-    assert _steps(rest) == list(range(until + 1, total + 1))
+    assert _steps(rest) == list(range(last + 1, total + 1))
     assert resumed.content_hash == update.content_hash
     assert resumed.history == update.history
 

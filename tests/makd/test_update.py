@@ -292,8 +292,12 @@ def test_update_with_unusable_info_is_refused(changes: dict[str, object]) -> Non
 def test_what_is_not_finite_is_no_update() -> None:
     update = tiny()
     for bad in (torch.nan, torch.inf):
-        with pytest.raises(NumericalError, match="metaword"):
-            KnowledgeUpdate.new(update.info, update.metaword + bad, update.lora, bits=4)
+        for bits in BITS:
+            with pytest.raises(NumericalError, match="metaword"):
+                KnowledgeUpdate.new(update.info, update.metaword + bad, update.lora, bits=bits)
+    with pytest.raises(NumericalError, match="metaword"):
+        KnowledgeUpdate.new(update.info, torch.full((1, 4), 7e4), update.lora)
+    for bad in (torch.nan, torch.inf):
         broken = {name: factor + bad for name, factor in update.lora.items()}
         for bits in BITS:
             with pytest.raises(NumericalError, match=r"a\.to_q"):

@@ -37,7 +37,7 @@ from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import BITS, METHODS, DistillConfig
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts
-from dekag.makd.update import KnowledgeUpdate
+from dekag.makd.update import FORMAT, KnowledgeUpdate
 from dekag.stickers import random_scene
 from dekag.training.distill import draw_images, encode, new_update, seeds_for, train
 
@@ -208,9 +208,15 @@ class MakdStudy:
             "rows": self.store.json("cells", self.key(SHIPPED, "rows", topic, update.content_hash), measure),
         }
 
+    def _key_of(self, training: TopicTraining) -> str:
+        """Key of a training: by all settings but those of smaller forms, which it does not make."""
+        given = training.config.as_dict()
+        settings = {name: value for name, value in given.items() if name not in ("keep", "refine_steps")}
+        return self.key(training.topic, settings, FORMAT)
+
     def run(self, training: TopicTraining) -> Row:
         """Train and score, or read what an earlier run found."""
-        key = self.key(training.topic, training.config.as_dict())
+        key = self._key_of(training)
         result: Row = self.store.json(
             "cells", key, lambda: self._run(training, self.store.folder("work", key))
         )
@@ -283,7 +289,7 @@ class MakdStudy:
         """The profile's update of a topic; if it has none, the one that a cell's training made."""
         if training.topic in self.bank.taught:
             return self.bank.update(training.topic)
-        folder = self.store.folder("work", self.key(training.topic, training.config.as_dict()), "update")
+        folder = self.store.folder("work", self._key_of(training), "update")
         return KnowledgeUpdate.load(folder)
 
     def compose(self, pair: tuple[str, str], base: DistillConfig) -> Row:
