@@ -17,13 +17,14 @@ def test_a_card_of_updates_says_what_each_form_costs_and_gives(tmp_path: Path) -
     folder = tmp_path / "own" / "knowledge"
     made = {
         "scores": {"clip_before": 0.5, "clip_after": 0.9, "dino_before": 0.2, "dino_after": 0.7},
-        "steps": 300,
+        "config": {"images": 96, "steps": 300},
+        "steps": 420,
     }
     for topic, more in {"neon": {"ladder": LADDER}, "unscored": {}}.items():
         (folder / topic).mkdir(parents=True)
         (folder / topic / "history.json").write_text(json.dumps({**made, **more}))
     text = card(folder)
-    assert "| neon | rank 1, 2 bits | 17,000 | 300 | 0.5 → 0.9 | 0.2 → 0.7 |" in text
+    assert "| neon | 96 | 300 | rank 1, 2 bits | 17,000 | 0.5 → 0.9 | 0.2 → 0.7 |" in text
     assert "| neon | 1,500 (+0.100) | 17,000 (+0.400) |" in text
     assert "unscored" not in text, "nothing is known of it"
 

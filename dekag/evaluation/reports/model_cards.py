@@ -112,14 +112,21 @@ def _updates(folder: Path) -> list[str]:
         if chosen is None:
             continue
         rows.append(
-            f"| {file.parent.name} | {chosen['form']} | {chosen['bytes']:,} | {made['steps']} "
+            f"| {file.parent.name} | {made['config']['images']} | {made['config']['steps']} "
+            f"| {chosen['form']} | {chosen['bytes']:,} "
             f"| {before[0]} → {after[0]} | {before[1]} → {after[1]} |"
         )
         ladders[file.parent.name] = {rung["form"]: rung for rung in made["ladder"]}
     if not rows:
         return []
-    head = ["| topic | form | bytes | steps | CLIP-score | DINO-score |", "|---|---|---|---|---|---|"]
-    note = "Scores against the cloud's images on held-out prompts, without and with the update."
+    head = [
+        "| topic | images | steps | form | bytes | CLIP-score | DINO-score |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    note = (
+        "`dekag train knowledge --topic TOPIC --images IMAGES --steps STEPS` makes one. Scores against the "
+        "cloud's images on held-out prompts, without and with the update."
+    )
     heading = ["", "## What each form costs and gives", ""]
     said = (
         "Bytes of each form of the trained update; in brackets, its gain in consistency on the same prompts."
