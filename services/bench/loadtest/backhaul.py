@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -292,7 +292,15 @@ def verdict(found: Mapping[str, Any]) -> str:
         parts[-1] += f", {saved} than WebP of equal PSNR ({psnr:.1f} dB)"
     if main is not None:
         parts.append(_break_even_text(found["files"][main]))
+    if untaught := _untaught(found["topics"]):
+        parts.append(f"**no update of {', '.join(untaught)}**: their images are those of the untaught edge")
     return "; ".join(parts) + "."
+
+
+def _untaught(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Topics whose images were neither drawn with an update nor sent as files: nothing was spent on them."""
+    drawn_so = [row for row in rows if not row["drawn_with_update"] and not row["files_sent"]]
+    return sorted({topic for row in drawn_so for topic in row["topics"]})
 
 
 def _more_or_less(saved: float, fewer: str = "less") -> str:

@@ -78,6 +78,17 @@ def test_a_delivery_that_always_takes_more_never_pays() -> None:
     assert verdict(found([])) == "No aligned semantic image was delivered."
 
 
+def test_the_verdict_names_topics_that_nothing_was_spent_on() -> None:
+    taught = answer("0", "semantic", topics=("neon",), needs=("neon",))
+    sent = answer("1", "semantic", needs=("jewels",))
+    sent = replace(sent, link_report={**sent.report, "source": "cloud"})
+    untaught = [answer(str(n), "semantic", needs=("rocket", "snail")) for n in (2, 3)]
+    assert "no update" not in verdict(found([taught, sent, answer("4", "semantic")]))
+    assert verdict(found([taught, sent, *untaught])).endswith(
+        "; **no update of rocket, snail**: their images are those of the untaught edge."
+    )
+
+
 def test_each_topic_has_its_own_account() -> None:
     topics = {tuple(each["topics"]): each for each in found(quality=SCORED)["topics"]}
     assert topics.keys() == {(), NEON, ("jewels", "neon")}
