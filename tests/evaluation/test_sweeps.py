@@ -388,12 +388,14 @@ def test_overall_figures_follow_from_the_rows(tmp_path: Path) -> None:
         for topic, sizes in (
             ("neon", {"bytes": 100.0, "images": 10}),
             ("rocket", {"bytes": 50.0, "images": 20}),
+            ("snail", {"bytes": 10.0, "images": 100}),
         )
     ]
     end_to_end.write(ROWS, even, tmp_path)
     figures = json.loads((tmp_path / "headline.json").read_text())
     assert figures["overall_gain_percent"]["value"] == pytest.approx(100 * (0.8 / 0.45 - 1), abs=1e-3)
-    assert figures["break_even_images"]["value"] == 15
+    assert figures["break_even_images"]["value"] == 20, "the median of the topics"
+    assert figures["break_even_q75_images"]["value"] == 20
     page = REPORT.write(results=tmp_path, into=tmp_path)
     assert page is not None
     assert "| **DeKA-g** | 0.800 | +77.8 % |" in page.read_text()

@@ -184,7 +184,7 @@ REPORT = Report(
     command=COMMAND,
     values=values,
     tables={
-        "figures": figures_table(["overall_gain_percent", "break_even_images"]),
+        "figures": figures_table(["overall_gain_percent", "break_even_images", "break_even_q75_images"]),
         "deliveries": deliveries_table,
         "topics": topics_table,
         "snr": snr_table,

@@ -17,7 +17,7 @@ from dekag.errors import DekagError, InvalidInputError
 from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.statistics import bootstrap_ci95, bootstrap_mean, percent_gain
+from dekag.evaluation.statistics import bootstrap_ci95, percent_gain
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies.digital import CONSISTENCY, Ladder, image_ladders
 from dekag.evaluation.sweeps import command
@@ -167,8 +167,7 @@ def write(rows: Sequence[Row], even: Sequence[Row], results: Path = RESULTS) -> 
         percent_gain, none.tolist(), both.tolist(), groups=image_topics(rows, "deka-g")
     )
     record("overall_gain_percent", value, "%", command=COMMAND, count=len(both), ci95=ci95, results=results)
-    images = [row["webp_images"] for row in even]
-    mean, ci95 = bootstrap_mean(images)
-    record(
-        "break_even_images", mean, "images", command=COMMAND, count=len(images), ci95=ci95, results=results
-    )
+    for key, column in (("break_even_images", "webp_images"), ("break_even_q75_images", "usual_images")):
+        images = [row[column] for row in even]
+        median, ci95 = bootstrap_ci95(lambda each: float(np.median(each)), images)
+        record(key, median, "images", command=COMMAND, count=len(images), ci95=ci95, results=results)
