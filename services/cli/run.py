@@ -364,7 +364,8 @@ def distill(
         int | None, typer.Option(help=_setting("tokens", "Number of pseudo-tokens of the metaword"))
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help=_setting("steps", "Upper limit of the optimiser steps"))
+        int | None,
+        typer.Option(help=_setting("steps", "Upper limit of the optimiser steps of the full form")),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help=_setting("seed", "Seed of the images and of the training"))

@@ -153,7 +153,7 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
         3600.0, ge=1, le=YEAR_S, description="Length of a period of DEKAG_DEMAND_BUDGET_BYTES, s."
     )
     demand_update_bytes: int = Field(
-        64_000,
+        20_000,
         ge=1,
         le=2**40,
         description="Expected bytes of a topic's update, as long as there is no update to learn it from.",

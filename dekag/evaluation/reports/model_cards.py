@@ -27,7 +27,7 @@ KINDS = {
     "dino": ("DINOv2-style encoder", "Dinov2Model that scores images", "transformers", "feature-extraction"),
     "probe": ("Attribute probe", "classifier of what an image shows", "diffusers", ""),
     "outline": ("Outline judge", "finds the outline of the subject", "diffusers", ""),
-    "knowledge": ("Knowledge updates", "metawords and LoRAs of the edge, one folder each", "peft", ""),
+    "knowledge": ("Knowledge updates", "metawords and mostly LoRAs of the edge, one folder each", "peft", ""),
 }
 """Folder of a profile: title, what it is, library, task on a hub."""
 
@@ -129,7 +129,8 @@ def _updates(folder: Path) -> list[str]:
     )
     heading = ["", "## What each form costs and gives", ""]
     said = (
-        "Bytes of each form of the trained update; in brackets, its gain in consistency on the same prompts."
+        "Bytes of each form; in brackets, its gain in consistency on the same prompts. The chosen one is the "
+        "smallest that keeps 95 % of the best gain, or misses that by no more than one standard error."
     )
     forms = list(dict.fromkeys(form for ladder in ladders.values() for form in ladder))
     table = [f"| topic | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]

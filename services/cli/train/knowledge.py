@@ -42,7 +42,10 @@ def knowledge(
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option(**_within("steps"), help="Largest number of optimiser steps. Default: the profile's."),
+        typer.Option(
+            **_within("steps"),
+            help="Largest number of optimiser steps of the full form. Default: the profile's.",
+        ),
     ] = None,
     seed: TrainingSeed = 0,
     threads: Threads = 1,
