@@ -113,6 +113,10 @@ class DistillConfig:
         """Whether this method trains a LoRA."""
         return self.method in ("makd", "lora", "lora-equal-bytes")
 
+    def of_full_form(self) -> dict[str, str | int | float]:
+        """The settings that the full form depends on: all but those of smaller ones and of their choice."""
+        return {name: value for name, value in self.as_dict().items() if name not in ("keep", "refine_steps")}
+
     def as_dict(self) -> dict[str, str | int | float]:
         """The settings in a form for JSON."""
         return dataclasses.asdict(self)

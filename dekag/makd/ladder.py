@@ -57,8 +57,8 @@ def smaller_forms(rank: int, bits: int, *, metaword: bool) -> tuple[Form, ...]:
     fewer = min(bits, SMALLER_BITS)
     halvings = int(math.log2(rank / 2 / SMALLEST_RANK))
     ranks = [rank, *(SMALLEST_RANK * 2**halving for halving in range(halvings, -1, -1))]
-    found = [Form(each, fewer) for each in ranks]
-    return tuple(form for form in (*found, *[METAWORD_ALONE][:metaword]) if form != Form(rank, bits))
+    found = [Form(each, fewer) for each in ranks] + ([METAWORD_ALONE] if metaword else [])
+    return tuple(form for form in found if form != Form(rank, bits))
 
 
 def layer_gains(edge: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:

@@ -187,17 +187,12 @@ def pack_vectors(vectors: torch.Tensor) -> torch.Tensor:
         return vectors.half().contiguous()
     exact = vectors.double()
     largest = exact.abs().amax(1) / _VECTOR_TOP
-    tried = [_step_codes(largest * share) for share in _VECTOR_SHARES]
-    rounded = [
-        (exact / _steps(codes).double()[:, None]).round().clamp(-_VECTOR_TOP, _VECTOR_TOP) for codes in tried
-    ]
-    errors = torch.stack([
-        (exact - each * _steps(codes).double()[:, None]).square().sum(1)
-        for codes, each in zip(tried, rounded, strict=True)
-    ])  # fmt: skip
-    best = errors.argmin(0)
+    tried = torch.stack([_step_codes(largest * share) for share in _VECTOR_SHARES])  # (shares, rows)
+    steps = _steps(tried).double()[:, :, None]
+    rounded = (exact / steps).round().clamp(-_VECTOR_TOP, _VECTOR_TOP)
+    best = (exact - rounded * steps).square().sum(2).argmin(0)
     rows = torch.arange(len(vectors))
-    codes, numbers = torch.stack(tried)[best, rows], torch.stack(rounded)[best, rows]
+    codes, numbers = tried[best, rows], rounded[best, rows]
     halves = (numbers + _VECTOR_ZERO).to(torch.uint8)
     return torch.cat([codes[:, None], halves[:, ::2] * 16 + halves[:, 1::2]], dim=1)
 

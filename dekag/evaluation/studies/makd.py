@@ -209,10 +209,8 @@ class MakdStudy:
         }
 
     def _key_of(self, training: TopicTraining) -> str:
-        """Key of a training: by all settings but those of smaller forms, which it does not make."""
-        given = training.config.as_dict()
-        settings = {name: value for name, value in given.items() if name not in ("keep", "refine_steps")}
-        return self.key(training.topic, settings, FORMAT)
+        """Key of a training, which makes no smaller forms."""
+        return self.key(training.topic, training.config.of_full_form(), FORMAT)
 
     def run(self, training: TopicTraining) -> Row:
         """Train and score, or read what an earlier run found."""

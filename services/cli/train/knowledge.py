@@ -92,11 +92,8 @@ def knowledge(
     scorer = None if models.scorer is None else ImageScorer.load(models.scorer.clip, models.scorer.dino)
     for name in topic or own or TOPICS:
         prompts = topic_prompts(name, topics=own, count=config.images, held_out=config.held_out, seed=seed)
-        # `keep` chooses among the forms of what a run made; their checkpoints go by `refine_steps`
-        settings = {
-            key: value for key, value in asdict(config).items() if key not in ("keep", "refine_steps")
-        }
-        identity = content_key(*of_models, settings, asdict(prompts))[:12]
+        # checkpoints of smaller forms have names of their own within the run
+        identity = content_key(*of_models, config.of_full_form(), asdict(prompts))[:12]
         with tqdm(desc=name) as bar:
 
             def on_progress(progress: Progress, bar: Any = bar) -> None:
