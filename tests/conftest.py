@@ -10,7 +10,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,10 +36,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a real Redis server, started for this test session."""
-    with running_redis(tmp_path_factory.mktemp("redis"), "--appendonly", "no") as port:
-        yield f"redis://127.0.0.1:{port}/0"
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real Redis server, started for this test session, without the number of a database."""
+    options = ("--appendonly", "no", "--databases", "256")
+    with running_redis(tmp_path_factory.mktemp("redis"), *options) as port:
+        yield f"redis://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: str) -> str:
+    """URL of the database of the chain that all tests share."""
+    return f"{redis_server}/0"
+
+
+@pytest.fixture(scope="session")
+def new_database(redis_server: str) -> Callable[[], str]:
+    """Returns the URL of an empty database of that server, another one with each call.
+
+    A cloud puts its knowledge into Redis every two seconds and removes what another cloud put there. A
+    test that runs a cloud beside that of the shared chain therefore needs a database of its own.
+    """
+    numbers = iter(range(16, 256))
+    return lambda: f"{redis_server}/{next(numbers)}"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,10 +66,10 @@ async def run(*command: str, folder: Path) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def url(
-    adapted_profile: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+    adapted_profile: Path, new_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[str]:
     """Of a whole system of its own, with tiny models, adapters and a distiller."""
-    own_redis = redis_url.removesuffix("/0") + "/1"
+    own_redis = new_database()
     with data_in(tmp_path_factory.mktemp("data")):
         async with starter() as start:
             found = await start_chain(start, adapted_profile, own_redis)

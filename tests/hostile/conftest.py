@@ -85,9 +85,9 @@ def _taught(profile: Path) -> None:
 
 
 @pytest.fixture(scope="package")
-def redis_url(redis_url: str) -> str:
+def redis_url(new_database: Callable[[], str]) -> str:
     """A database of its own in the Redis of all tests."""
-    return redis_url.removesuffix("/0") + "/2"
+    return new_database()
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")

@@ -44,11 +44,22 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
         yield redis
 
 
+@pytest.fixture(scope="session")
+def _second_database(new_database: Callable[[], str]) -> str:
+    return new_database()
+
+
 @pytest_asyncio.fixture(loop_scope="session")
-async def own_redis(redis_url: str) -> AsyncIterator[Redis]:
+async def own_redis(_second_database: str) -> AsyncIterator[Redis]:
     """An empty database of its own: the cloud of the other tests' chain forgets what it has no topic of."""
-    async with _emptied(redis_url.removesuffix("/0") + "/1") as redis:
+    async with _emptied(_second_database) as redis:
         yield redis
+
+
+@pytest.fixture
+def own_redis_url(own_redis: Redis, _second_database: str) -> str:
+    """Where that is."""
+    return _second_database
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -236,17 +236,16 @@ async def eventually(reached: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def test_the_drift_watch_measures_its_sample_for_itself(
-    start: Any, scored_profile: Path, own_redis: Redis, redis_url: str
+    start: Any, scored_profile: Path, own_redis_url: str
 ) -> None:
     from tests.chain import start_chain
 
-    own_url = redis_url.removesuffix("/0") + "/1"
-    addresses = await start_chain(start, scored_profile, own_url)
+    addresses = await start_chain(start, scored_profile, own_redis_url)
     counted = Counted()
 
     def watching(**changes: Any) -> GatewaySettings:
         return GatewaySettings(
-            user_address=addresses["user"], cloud_address=addresses["cloud"], redis_url=own_url,
+            user_address=addresses["user"], cloud_address=addresses["cloud"], redis_url=own_redis_url,
             watch_share=1.0, **changes,
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ from tests.chain import adapters, running_chain, serving_chain, with_adapters, w
 
 SIZE = 96
 LONG = "a red boat on the beach, " * 5 + "with a glow"  # more than the shipped encoders' tiny copies read
+
+
+@pytest.fixture
+def redis_url(new_database: Callable[[], str]) -> str:
+    """Of a database for one test alone."""
+    return new_database()
 
 
 @pytest.fixture(scope="module")

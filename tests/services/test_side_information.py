@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,8 @@ def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def reading(own_data: None, profile: Path, redis_url: str) -> AsyncIterator[Chain]:
-    async with running_chain(profile, redis_url) as chain:
+async def reading(own_data: None, profile: Path, new_database: Callable[[], str]) -> AsyncIterator[Chain]:
+    async with running_chain(profile, new_database()) as chain:
         yield chain
 
 
@@ -96,13 +96,13 @@ async def test_a_latent_is_restored_as_in_the_library(
 
 
 async def test_what_an_update_taught_is_not_restored_away(
-    profile: Path, redis_url: str, asked: DeliveryRequest, tmp_path: Path
+    profile: Path, new_database: Callable[[], str], asked: DeliveryRequest, tmp_path: Path
 ) -> None:
     with data_in(tmp_path):
         publish_update(
             make_update(profile), KnowledgeStore(tmp_path), pipeline_hash(load_profile(profile).edge)
         )
-        async with running_chain(profile, redis_url) as chain:
+        async with running_chain(profile, new_database()) as chain:
             of_topic = replace(asked, prompt="a neon boat", knowledge=None)
             plain = await receive(chain, of_topic)
             restored = await receive(chain, of_topic, restoration="denoiser")
@@ -112,7 +112,11 @@ async def test_what_an_update_taught_is_not_restored_away(
 
 
 async def test_restoration_is_refused_where_nobody_knows_how(
-    reading: Chain, dummy_profile: Path, redis_url: str, asked: DeliveryRequest, tmp_path: Path
+    reading: Chain,
+    dummy_profile: Path,
+    new_database: Callable[[], str],
+    asked: DeliveryRequest,
+    tmp_path: Path,
 ) -> None:
     for delivery in ("semantic-unaligned", "conventional"):
         with pytest.raises(InvalidInputError, match=r"link\.restoration must be none unless"):
@@ -120,9 +124,8 @@ async def test_restoration_is_refused_where_nobody_knows_how(
     blind = LinkConditions(csi="none")
     with pytest.raises(InvalidInputError, match=r"link\.restoration must be none with csi none"):
         await receive(reading, asked, restoration="denoiser", link=blind)
-    # data and database of its own: adapters that another test published are in the shared ones
-    with data_in(tmp_path):
-        async with running_chain(dummy_profile, redis_url.removesuffix("/0") + "/1") as chain:
+    with data_in(tmp_path):  # adapters that another test published are in the shared folder
+        async with running_chain(dummy_profile, new_database()) as chain:
             with pytest.raises(InvalidInputError, match=r"link\.restoration must be none: there is no"):
                 await receive(chain, asked, restoration="denoiser")
 
@@ -153,10 +156,14 @@ async def test_what_an_update_puts_into_the_edges_encoder_does_not_reach_the_cod
 
 
 async def test_a_codec_for_another_text_encoder_is_refused(
-    own_data: None, dummy_profile: Path, redis_url: str, tmp_path: Path, asked: DeliveryRequest
+    own_data: None,
+    dummy_profile: Path,
+    new_database: Callable[[], str],
+    tmp_path: Path,
+    asked: DeliveryRequest,
 ) -> None:
     other = with_reading_codec(dummy_profile, tmp_path / "other", text_width=5)
-    async with running_chain(other, redis_url) as chain:
+    async with running_chain(other, new_database()) as chain:
         with pytest.raises(MismatchError, match="reads prompts in 5 numbers a token"):
             await receive(chain, asked)
         image = await receive(chain, asked, side_information="none")

@@ -157,13 +157,13 @@ async def test_killed_while_distilling(
     zygote: Zygote,
     dummy_profile: Path,
     data: Path,
-    redis_url: str,
+    new_database: Callable[[], str],
     start: Start,
     tally: dict[str, dict[str, Any]],
 ) -> None:
     settings = CloudSettings(
         port=0,
-        redis_url=redis_url.removesuffix("/0") + "/3",
+        redis_url=new_database(),
         profile=str(dummy_profile),
         data_dir=data,
         job_heartbeat_s=2,

@@ -84,12 +84,11 @@ Run = Callable[..., Awaitable[System]]
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def run(quick_profile: Path, redis: Redis, redis_url: str, tmp_path: Path) -> AsyncIterator[Run]:
+async def run(quick_profile: Path, own_redis_url: str, tmp_path: Path) -> AsyncIterator[Run]:
     """Runs a chain with the policy auto and changed settings of the cloud, over one and the same store.
 
     The one before it stops: a data folder has one cloud.
     """
-    own_url = redis_url.removesuffix("/0") + "/1"
     async with AsyncExitStack() as stack:
 
         async def begin(policy: str = "auto", keys: Path | None = None, **changes: Any) -> System:
@@ -101,11 +100,11 @@ async def run(quick_profile: Path, redis: Redis, redis_url: str, tmp_path: Path)
 
             await stack.aclose()
             start = await stack.enter_async_context(starter())
-            addresses = await start_chain(start, quick_profile, own_url, own)
+            addresses = await start_chain(start, quick_profile, own_redis_url, own)
             gateway = GatewaySettings(
                 user_address=addresses["user"],
                 cloud_address=addresses["cloud"],
-                redis_url=own_url,
+                redis_url=own_redis_url,
                 api_keys_file=keys,
             )
             return System(await stack.enter_async_context(serving(create_app(gateway))))
@@ -114,10 +113,12 @@ async def run(quick_profile: Path, redis: Redis, redis_url: str, tmp_path: Path)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def distiller(redis: Redis, quick_profile: Path, redis_url: str, tmp_path: Path) -> AsyncIterator[None]:
+async def distiller(
+    redis: Redis, quick_profile: Path, own_redis_url: str, tmp_path: Path
+) -> AsyncIterator[None]:
     """A worker for that store."""
     settings = DistillerSettings(
-        redis_url=redis_url.removesuffix("/0") + "/1",
+        redis_url=own_redis_url,
         profile=str(quick_profile),
         data_dir=tmp_path / "data",
         distill_threads=1,

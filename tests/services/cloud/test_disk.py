@@ -75,6 +75,12 @@ class Disk:
         subprocess.run(["umount", "--lazy", self.data], check=True)
 
 
+@pytest.fixture(scope="module")
+def redis_url(new_database: Callable[[], str]) -> str:
+    """Of a database for these tests alone."""
+    return new_database()
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     (folder := tmp_path / "disk").mkdir()

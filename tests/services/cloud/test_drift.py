@@ -67,12 +67,6 @@ def redis(own_redis: Redis) -> Redis:
     return own_redis
 
 
-@pytest.fixture
-def own_url(redis: Redis, redis_url: str) -> str:
-    """Where it is."""
-    return redis_url.removesuffix("/0") + "/1"
-
-
 class System:
     """A cloud and its store."""
 
@@ -117,7 +111,7 @@ class System:
 async def start_cloud(
     connect: Callable[[str], Any],
     scored_profile: Path,
-    own_url: str,
+    own_redis_url: str,
     tmp_path: Path,
 ) -> AsyncIterator[Callable[..., Awaitable[System]]]:
     """Runs a cloud over one and the same store, with changed settings; the one before it stops."""
@@ -127,7 +121,7 @@ async def start_cloud(
         await stack.aclose()
         start = await stack.enter_async_context(starter())
         settings = CloudSettings(
-            **{"port": 0, "redis_url": own_url, "profile": str(scored_profile), "data_dir": tmp_path}
+            **{"port": 0, "redis_url": own_redis_url, "profile": str(scored_profile), "data_dir": tmp_path}
             | {"mirror_every_s": 3600, "drift_window": WINDOW, "drift_fall": 0.2}
             | changes
         )
@@ -381,17 +375,17 @@ async def test_a_gateway_watches_unless_it_is_told_not_to(monkeypatch: pytest.Mo
 async def watched(
     start: Start,
     scored_profile: Path,
-    own_url: str,
+    own_redis_url: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> GatewaySettings:
     """Settings of a gateway in front of a chain of its own, that has every image compared."""
     monkeypatch.setenv("DEKAG_DATA_DIR", str(tmp_path))
-    addresses = await start_chain(start, scored_profile, own_url)
+    addresses = await start_chain(start, scored_profile, own_redis_url)
     return GatewaySettings(
         user_address=addresses["user"],
         cloud_address=addresses["cloud"],
-        redis_url=own_url,
+        redis_url=own_redis_url,
         watch_share=1.0,
         watch_min_psnr_db=0.0,
     )

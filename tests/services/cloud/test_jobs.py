@@ -53,6 +53,12 @@ ENDLESS = SMALL | {"steps": 100_000}
 HEARTBEAT_S = 3
 
 
+@pytest.fixture(scope="module")
+def redis_url(new_database: Callable[[], str]) -> str:
+    """Of a database for these tests alone."""
+    return new_database()
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"

@@ -52,6 +52,12 @@ TOPICS = ("neon", "watercolour", "snail")
 PLAIN, NEON, BOTH = "a red boat", "a red boat, neon style", "a snail on the beach, neon style"
 
 
+@pytest.fixture(scope="module")
+def redis_url(new_database: Callable[[], str]) -> str:
+    """Of a database for these tests alone."""
+    return new_database()
+
+
 @pytest.fixture(scope="session")
 def updates(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, KnowledgeUpdate]:
     """Updates of the tiny edge by topic: a real one, and others with weights of their own."""
@@ -280,12 +286,15 @@ async def test_what_redis_lost_comes_from_the_cloud(
 
 
 async def test_edges_with_a_redis_of_their_own_share_no_volume_and_get_the_same(
-    system: System, updates: dict[str, KnowledgeUpdate], asked: DeliveryRequest, redis_url: str
+    system: System,
+    updates: dict[str, KnowledgeUpdate],
+    asked: DeliveryRequest,
+    new_database: Callable[[], str],
 ) -> None:
     manifest = await system.publish(updates["neon"])
     found = []
-    for database in (14, 15):
-        own = redis_url.removesuffix("/0") + f"/{database}"
+    for _ in range(2):
+        own = new_database()
         async with Redis.from_url(own) as connection:
             await connection.flushdb()
             edge = await system.start_edge(redis_url=own)

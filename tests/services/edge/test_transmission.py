@@ -59,6 +59,12 @@ NOWHERE = "127.0.0.1:1"  # nothing listens there
 
 
 @pytest.fixture(scope="module")
+def redis_url(new_database: Callable[[], str]) -> str:
+    """Of a database for these tests alone."""
+    return new_database()
+
+
+@pytest.fixture(scope="module")
 def profile(adapted_profile: Path) -> Path:
     """The tiny profile, with adapters of its own."""
     return adapted_profile
