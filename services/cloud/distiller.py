@@ -32,6 +32,7 @@ from services.cloud.jobs import (
     DistillSpec,
     redis_probe,
 )
+from services.cloud.leases import other_cloud
 from services.cloud.redis_mirror import sync_knowledge
 from services.cloud.settings import DistillerSettings
 from services.cloud.version_store import DISK_UNUSABLE, KnowledgeStore, figures, problem
@@ -40,7 +41,7 @@ from services.common.certificates import serve_metrics
 from services.common.errors import SettingError, public
 from services.common.process import errors_logged
 from services.common.redis_client import open_redis
-from services.common.redis_state import explain
+from services.common.redis_state import REDIS_ERRORS, explain
 from services.common.request_context import begin_request, configure_logging
 from services.common.signing import Signer
 from services.common.worker import ModelWorker
@@ -212,6 +213,7 @@ class Distiller:
 
     async def serve(self) -> None:
         """Processes jobs until SIGTERM or SIGINT; a running job is then stopped and queued again."""
+        await self._wait_for_redis()
         worker = Worker(
             self._queue,
             [(FUNCTION, self._distill)],
@@ -228,6 +230,21 @@ class Distiller:
             self._thread.close()
             with contextlib.suppress(*_REDIS_DOWN):  # nothing to disconnect from
                 await self._queue.disconnect()
+
+    async def _wait_for_redis(self) -> None:
+        """Waits as long as another data folder's cloud uses Redis: the queue in it is not this one's."""
+        last = ""
+        while True:
+            try:
+                reason = await other_cloud(self._redis, self._settings.data_dir)
+            except REDIS_ERRORS:
+                return  # the worker waits for Redis
+            if not reason:
+                return
+            if reason != last:
+                _log.error(f"no job can run: {reason}")
+            last = reason
+            await asyncio.sleep(_RETRY_S)
 
     async def _distill(self, context: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
         """Called by SAQ for each job; returns the job's result, see ``services.cloud.jobs``."""

@@ -6,10 +6,7 @@ Also measures each store for Prometheus, see ``STORE_ITEMS`` in ``services.commo
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
-import socket
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,45 +18,10 @@ from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore, TransmissionStore, folders_in
 from services.common import metrics
-from services.common.errors import SettingError
 
-_LOCK = "cloud.lock"
 _MIB = 2**20
 _ASIDE = 100  # updates that were set aside, and damaged ones
 _log = structlog.get_logger()
-
-
-class Lease:
-    """The right of one cloud to use a data folder; it ends with its process.
-
-    Args:
-        data_dir: created if missing.
-
-    Raises:
-        SettingError: another cloud uses the folder; the message names its process.
-        OSError: the folder cannot be written.
-    """
-
-    def __init__(self, data_dir: Path) -> None:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (data_dir / _LOCK).open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read(200).strip() or "another process"
-            self._file.close()
-            raise SettingError(
-                f"another cloud ({holder}) uses DEKAG_DATA_DIR {data_dir}: stop it, or give each cloud a "
-                "folder of its own"
-            ) from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
-
-    def close(self) -> None:
-        """Gives the folder back."""
-        self._file.close()
 
 
 def check_quotas(settings: CloudSettings, topic: str | None, waiting: Collection[str] = ()) -> None:

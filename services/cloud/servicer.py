@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import structlog
 from grpc import aio
 from redis.asyncio import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_seed, check_topic
 from dekag.errors import InvalidInputError, UnavailableError
@@ -22,10 +23,11 @@ from dekag.makd.topics import check_triggers
 from services.cloud import distill_request
 from services.cloud.demand import ACTIONS, BY_FILE, DemandLedger
 from services.cloud.drift import DriftWatch
-from services.cloud.housekeeping import Housekeeping, Lease, check_quotas, waiting_topics
+from services.cloud.housekeeping import Housekeeping, check_quotas, waiting_topics
 from services.cloud.image_scoring import ScoringQueue, received_pixels
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import Jobs, JobState
+from services.cloud.leases import FolderLease, RedisLease
 from services.cloud.redis_mirror import sync_adapters, sync_knowledge
 from services.cloud.repair import Repair
 from services.cloud.version_store import KnowledgeStore, TransmissionStore, disk_errors, problem
@@ -34,6 +36,7 @@ from services.common.addresses import listed
 from services.common.cache import Cache, image_key
 from services.common.errors import SettingError
 from services.common.redis_client import open_redis
+from services.common.redis_state import REDIS_ERRORS
 from services.common.signing import Signer
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, ShouldContinue
@@ -78,6 +81,7 @@ if TYPE_CHECKING:
     from services.cloud.settings import CloudSettings
 
 _MAX_CLIENT_CHARS = 64
+_LEASE_TIMEOUT_S = 2.0  # a cloud starts, and stops, without Redis too
 _log = structlog.get_logger()
 _Response = TypeVar("_Response", Knowledge, TransmissionKnowledge)
 
@@ -100,9 +104,11 @@ class CloudServicer(CloudBase):
         self._store, self._jobs = KnowledgeStore(settings.data_dir), Jobs(settings)
         self._transmission = TransmissionStore(settings.data_dir)
         self._job_folders, self._housekeeping = JobFolders(settings.data_dir), Housekeeping(settings)
-        self._lease: Lease | None = None
+        self._folder_lease: FolderLease | None = None
         self._signer = Signer(settings.signing_key_file)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
+        self._redis_lease: RedisLease | None = None
+        self._other_cloud = ""  # why this cloud may not write to Redis
         self._repair = Repair(self._store, self._transmission, self._redis, self._signer)
         self._closing, self._claiming = False, asyncio.Lock()
         self._loop, self._loaded = asyncio.get_running_loop(), asyncio.Event()
@@ -135,7 +141,14 @@ class CloudServicer(CloudBase):
         if reason := problem(self._settings.data_dir):
             raise SettingError(reason)
         with disk_errors(self._settings.data_dir):
-            self._lease = Lease(self._settings.data_dir)
+            self._folder_lease = FolderLease(self._settings.data_dir)
+            if self._redis is not None:
+                keep_s = 10 + 3 * self._settings.mirror_every_s
+                name, folder = self._folder_lease.name, self._settings.data_dir
+                self._redis_lease = RedisLease(self._redis, name, folder, keep_s)
+            taking = asyncio.run_coroutine_threadsafe(self._take_redis(), self._loop)
+            if reason := taking.result():
+                raise SettingError(reason)
             self._housekeeping.tidy()
         self._profile = profile = load_profile(self._settings.profile, check_models=True)
         placed = self._settings.placement(keep_text_encoder=self._settings.keep_text_encoder)
@@ -155,7 +168,7 @@ class CloudServicer(CloudBase):
 
     async def parts(self) -> dict[str, str]:
         """Parts of this service that can fail on their own, and why they fail now; empty if they work."""
-        return {"distillation": await self._jobs.problem()}
+        return {"distillation": self._other_cloud or await self._jobs.problem()}
 
     async def close(self) -> None:
         """Closes the connections to Redis and the models' threads."""
@@ -163,13 +176,17 @@ class CloudServicer(CloudBase):
         self._syncing.cancel()
         await asyncio.gather(self._syncing, return_exceptions=True)
         await self._jobs.close()
+        if self._redis_lease is not None:
+            with contextlib.suppress(*REDIS_ERRORS):
+                async with asyncio.timeout(_LEASE_TIMEOUT_S):
+                    await self._redis_lease.give_back()
         if self._redis is not None:
             await self._redis.aclose()
         self._generating.close()
         self._scoring_queue.close()
         await self._cache.close()
-        if self._lease is not None:
-            self._lease.close()
+        if self._folder_lease is not None:
+            self._folder_lease.close()
 
     async def Generate(
         self, request: GenerateRequest, context: aio.ServicerContext[GenerateRequest, GeneratedImage]
@@ -216,6 +233,8 @@ class CloudServicer(CloudBase):
     ) -> Job:
         """Starts a distillation job."""
         spec = await asyncio.to_thread(distill_request.from_proto, request, self._profile)
+        if self._other_cloud:
+            raise UnavailableError(self._other_cloud)
         for name in ("client", "owner"):
             _check_client(name, getattr(request, name))
         async with self._claimed(spec.topic, request.owner, admin=request.admin):
@@ -464,12 +483,26 @@ class CloudServicer(CloudBase):
     async def _verify(self) -> None:
         try:
             await self._repair.verify()
-        except (RedisError, OSError, TimeoutError) as error:
+        except REDIS_ERRORS as error:
             metrics.REDIS_FAILURES.inc()
             _log.debug("knowledge not fully verified", error=str(error))
 
+    async def _take_redis(self) -> str:
+        """Takes the lease of Redis; returns why another cloud has it, empty if none has or Redis is away."""
+        if self._redis_lease is None:
+            return ""
+        try:
+            async with asyncio.timeout(_LEASE_TIMEOUT_S):
+                reason = await self._redis_lease.take()
+        except REDIS_ERRORS:
+            return ""  # reported by what needs Redis; the next sync tries again
+        if reason and reason != self._other_cloud:
+            _log.error("knowledge is not synced to Redis", reason=reason)
+        self._other_cloud = reason
+        return reason
+
     async def _sync_once(self) -> None:
-        if self._redis is None:
+        if self._redis is None or await self._take_redis():
             return
         try:
             if changed := await sync_knowledge(
@@ -484,7 +517,7 @@ class CloudServicer(CloudBase):
                 metrics.JOBS.labels(status).set(jobs)
             await self._measure_redis(self._redis)
             await self._drift.refresh()
-        except (RedisError, OSError, TimeoutError, UnavailableError) as error:
+        except (*REDIS_ERRORS, UnavailableError) as error:
             metrics.REDIS_FAILURES.inc()
             metrics.JOBS.clear()  # the last values are outdated
             _log.debug("knowledge not synced to Redis", error=str(error))
