@@ -911,13 +911,14 @@ class KnowledgeRequest(_NullIsAbsent):
         default_factory=list,
         max_length=limits.MAX_PROMPTS,
         description='Prompts of the training images; "a {red|blue} car" means either colour. '
-        "If omitted, the prompts of the sticker world for the topic of that name.",
+        "If omitted, those of the topic of that name in the profile, or else in the sticker world.",
         examples=[["a {red|blue} car, neon style"]],
     )
     triggers: list[_Prompt] = Field(
         default_factory=list,
         max_length=limits.MAX_TRIGGERS,
-        description="Words or phrases that select this topic for a prompt; if omitted, its name.",
+        description="Words or phrases that select this topic for a prompt. If omitted, those of the topic in the "
+        "profile or the sticker world; with `prompts`, the topic's name.",
         examples=[["neon"]],
     )
     images: int | None = Field(
@@ -945,8 +946,8 @@ class KnowledgeRequest(_NullIsAbsent):
         default=None,
         ge=RANGES["steps"][0],
         le=RANGES["steps"][1],
-        description="Largest number of optimiser steps of the full form of the update. Smaller forms take up "
-        "to a fifth as many each.",
+        description="Largest number of optimiser steps of the full form of the update. Each smaller "
+        "form takes at most a fifth as many, and at most `refine_steps` of the profile (60 by default).",
         examples=[300],
     )
     seed: int | None = Field(

@@ -375,7 +375,7 @@ def distill(
         typer.Option(
             help="Text file of training prompts, one per line; {red|blue} stands for either word. "
             "Blank lines and lines that start with `# ` are ignored. "
-            "Default: the sticker world's prompts for the topic."
+            "Default: those of the topic of that name in the profile, or else in the sticker world."
         ),
     ] = None,
     force: Annotated[

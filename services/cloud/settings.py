@@ -195,7 +195,12 @@ class DistillerSettings(KnowledgeSettings):
         description="Longest duration of a distillation from its start, s; a longer one fails. An attempt "
         "after a crash has as long again.",
     )
-    previews: int = Field(6, ge=0, le=100, description="Number of previews generated during a training.")
+    previews: int = Field(
+        6,
+        ge=0,
+        le=100,
+        description="About how many previews are made while the full form is trained; 0: none.",
+    )
     sweep_every_s: int = Field(
         2, ge=1, le=DAY_S, description="Interval between two checks for jobs of crashed distillers, s."
     )

@@ -15,7 +15,6 @@ from services.cli.options import (
     Profile,
     Runs,
     Threads,
-    TrainingSeed,
     writable_folder,
 )
 from services.cli.train.common import (
@@ -47,7 +46,9 @@ def knowledge(
             help="Largest number of optimiser steps of the full form. Default: the profile's.",
         ),
     ] = None,
-    seed: TrainingSeed = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the prompts, of the cloud's images and of the training.")
+    ] = 0,
     threads: Threads = 1,
     profile: Profile = "stickers",
     runs: Runs = RUNS,
