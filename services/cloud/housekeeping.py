@@ -6,6 +6,7 @@ Also measures each store for Prometheus, see ``STORE_ITEMS`` in ``services.commo
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -37,12 +38,17 @@ class Lease:
 
     Raises:
         SettingError: another cloud uses the folder; the message names its process.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be opened.
     """
 
     def __init__(self, data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (data_dir / _LOCK).open("a+")
+        try:
+            self._file = (data_dir / _LOCK).open("a+")
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            self._file = (data_dir / _LOCK).open()  # what is on a read-only disk can still be read
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -53,9 +59,9 @@ class Lease:
                 f"another cloud ({holder}) uses DEKAG_DATA_DIR {data_dir}: stop it, or give each cloud a "
                 "folder of its own"
             ) from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        with contextlib.suppress(OSError):  # full or read-only; the name is only for another cloud's message
+            os.ftruncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def close(self) -> None:
         """Gives the folder back."""

@@ -237,6 +237,8 @@ class JobFolders:
         for folder in folders_in(self._root):
             with contextlib.suppress(OSError):  # the job has just ended, or the folder is unreadable
                 self._tidy_folder(folder, keep_s)
+        if not self._ended.is_dir():  # it could not be made on a full disk
+            return
         with contextlib.suppress(FileNotFoundError), self._deciding():
             for unfinished in self._ended.glob(".*.json"):  # of a process that was killed
                 unfinished.unlink()

@@ -32,7 +32,6 @@ from services.cloud.version_store import KnowledgeStore, TransmissionStore, disk
 from services.common import converters, metrics
 from services.common.addresses import listed
 from services.common.cache import Cache, image_key
-from services.common.errors import SettingError
 from services.common.redis_client import open_redis
 from services.common.signing import Signer
 from services.common.stages import stage_time
@@ -104,7 +103,7 @@ class CloudServicer(CloudBase):
         self._signer = Signer(settings.signing_key_file)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._repair = Repair(self._store, self._transmission, self._redis, self._signer)
-        self._closing, self._claiming = False, asyncio.Lock()
+        self._closing, self._shipped, self._claiming = False, False, asyncio.Lock()
         self._loop, self._loaded = asyncio.get_running_loop(), asyncio.Event()
         self._cache = Cache(settings)
         self._scoring_queue = ScoringQueue(settings)
@@ -130,13 +129,12 @@ class CloudServicer(CloudBase):
         from dekag.generation.loading import folder_hash, pipeline_hash
         from dekag.generation.models import Generator
         from dekag.profile import load_profile
-        from services.cloud.publish import adapters_of, publish_adapters, publish_start_topics
 
-        if reason := problem(self._settings.data_dir):
-            raise SettingError(reason)
         with disk_errors(self._settings.data_dir):
             self._lease = Lease(self._settings.data_dir)
-            self._housekeeping.tidy()
+        self._tidy()  # makes room, perhaps
+        if reason := problem(self._settings.data_dir):  # images are delivered and topics deleted all the same
+            _log.warning(f"nothing can be stored: {reason}")
         self._profile = profile = load_profile(self._settings.profile, check_models=True)
         placed = self._settings.placement(keep_text_encoder=self._settings.keep_text_encoder)
         self._generator = Generator.from_profile(profile, "cloud", placed)
@@ -145,13 +143,22 @@ class CloudServicer(CloudBase):
         self._scoring_queue.load(profile.scorer)
         self._drift.edge_hash = self._demand.edge_hash = pipeline_hash(profile.edge)
         self._demand.load(profile)
-        topics = listed(self._settings.start_topics)
-        with disk_errors(self._settings.data_dir):
+        self._publish_shipped()
+        self._loop.call_soon_threadsafe(self._loaded.set)
+
+    def _publish_shipped(self) -> None:
+        """Publishes the profile's adapters, if new, and start topics; if the disk fails, a later call may."""
+        from services.cloud.publish import adapters_of, publish_adapters, publish_start_topics
+
+        profile, topics = self._profile, listed(self._settings.start_topics)
+        try:
             if profile.adapters is not None:
                 adapters = adapters_of(Path(profile.adapters))
                 publish_adapters(adapters, self._transmission, self._codec_hash, if_new=True)
             publish_start_topics(topics, profile, self._store, self._drift.edge_hash)
-        self._loop.call_soon_threadsafe(self._loaded.set)
+            self._shipped = True
+        except OSError as error:
+            _log.warning("what comes with the profile is not published yet", error=str(error))
 
     async def parts(self) -> dict[str, str]:
         """Parts of this service that can fail on their own, and why they fail now; empty if they work."""
@@ -445,7 +452,7 @@ class CloudServicer(CloudBase):
                 if time.monotonic() - verified > self._settings.verify_every_s:
                     verified = time.monotonic()
                     await self._verify()
-                    await self._tidy()
+                    await asyncio.to_thread(self._look_after)
                 else:
                     await self._repair.check()
                 await self._sync_once()
@@ -455,9 +462,15 @@ class CloudServicer(CloudBase):
             if not self._closing:
                 await asyncio.sleep(self._settings.mirror_every_s)
 
-    async def _tidy(self) -> None:
+    def _look_after(self) -> None:
+        """Tidies the data folder, and makes up for what a full disk has prevented at the start."""
+        self._tidy()
+        if not self._shipped:
+            self._publish_shipped()
+
+    def _tidy(self) -> None:
         try:
-            await asyncio.to_thread(self._housekeeping.tidy)
+            self._housekeeping.tidy()
         except OSError as error:  # leftovers do no harm
             _log.warning("the data folder was not tidied", error=str(error))
 
