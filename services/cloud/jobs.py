@@ -411,7 +411,15 @@ class Jobs:
         if self._redis is not None:
             await self._redis.aclose()
 
-    async def start(self, spec: DistillSpec, name: str = "", client: str = "", owner: str = "") -> JobState:
+    async def start(
+        self,
+        spec: DistillSpec,
+        name: str = "",
+        client: str = "",
+        owner: str = "",
+        *,
+        limited: bool = True,
+    ) -> JobState:
         """Queues a job, or returns the job that was queued with this id and the same specification.
 
         Args:
@@ -419,6 +427,7 @@ class Jobs:
             name: id of the job; empty for a new one.
             client: whose job it is, for limits and turns.
             owner: name of the API key that may see and cancel it; empty without keys.
+            limited: whether the limits of an API key apply; not to an admin's.
 
         Raises:
             ExhaustedError: too many jobs are unfinished, of this client or in all, or their orders are too
@@ -445,7 +454,7 @@ class Jobs:
                         f"job {other} is already distilling topic {spec.topic!r}; wait for it or cancel it"
                     )
             await self._on_disk(self._check_room, specs, client, len(texts))
-            await self._on_disk(self._check_quotas, spec, specs)
+            await self._on_disk(self._check_quotas, spec, specs, owner if limited else "")
             name = name or uuid.uuid4().hex
             saved = {
                 "order": order,
@@ -492,9 +501,9 @@ class Jobs:
                 continue
             raise ExhaustedError(f"{full}; wait for one to end, or cancel one", retry_after_s=_FULL_S)
 
-    def _check_quotas(self, spec: DistillSpec, specs: Mapping[str, Mapping[str, Any]]) -> None:
+    def _check_quotas(self, spec: DistillSpec, specs: Mapping[str, Mapping[str, Any]], owner: str) -> None:
         waiting = {str(saved["order"]["topic"]) for saved in specs.values()}
-        check_quotas(self._settings, spec.topic, waiting)
+        check_quotas(self._settings, spec.topic, waiting, owner)
 
     async def restore(self) -> list[str]:
         """Queues jobs again that Redis has lost, from their specifications on disk; returns their ids."""

@@ -227,7 +227,8 @@ class CloudServicer(CloudBase):
             _check_client(name, getattr(request, name))
         async with self._claimed(spec.topic, request.owner, admin=request.admin):
             job_id = check_job_id(request.job_id)
-            started = await self._jobs.start(spec, job_id, request.client, request.owner)
+            limited = not request.admin
+            started = await self._jobs.start(spec, job_id, request.client, request.owner, limited=limited)
         return self._job(started)
 
     @asynccontextmanager
@@ -404,7 +405,8 @@ class CloudServicer(CloudBase):
             update = update_in(dict(request.files))
             if update.topic != topic:
                 raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
-            check_quotas(self._settings, topic, waiting_topics(self._job_folders))
+            owner = "" if request.admin else request.owner
+            check_quotas(self._settings, topic, waiting_topics(self._job_folders), owner)
             if not request.admin:  # who may publish what ships, with triggers such as "and a"
                 check_triggers(update.info["triggers"])
             manifest = publish_update(update, self._store, edge_hash)

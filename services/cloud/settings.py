@@ -106,6 +106,18 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
         description="Upper limit of all versions of all knowledge on the disk, MiB; above it, distillations "
         "and publications get status 429.",
     )
+    max_key_topics: int = Field(
+        50,
+        ge=1,
+        le=MANY,
+        description="As DEKAG_MAX_TOPICS, for the topics of each API key that is no admin's.",
+    )
+    max_key_mib: int = Field(
+        1024,
+        ge=1,
+        le=2**30,
+        description="As DEKAG_MAX_KNOWLEDGE_MIB, for the topics of each API key that is no admin's.",
+    )
     keep_versions: int = Field(
         20,
         ge=2,
