@@ -355,7 +355,7 @@ class Distiller:
         return self._store.current_version(spec.topic) != distilled.compared_with
 
     def _current(self, topic: str) -> _Current | None:
-        if (manifest := self._store.topics().get(topic)) is None:
+        if (manifest := self._store.current(topic)) is None:
             return None
         with contextlib.suppress(NotFoundError):  # deleted meanwhile
             files, history = self._store.files(manifest), self._store.history(manifest)

@@ -258,7 +258,7 @@ class CloudServicer(CloudBase):
 
     def _is_used(self, topic: str) -> bool:
         """Whether there is a version of the topic, or an unfinished job that may publish one."""
-        return topic in self._store.topics() or topic in waiting_topics(self._job_folders)
+        return self._store.current(topic) is not None or topic in waiting_topics(self._job_folders)
 
     def _job(self, state: JobState) -> Job:
         message = state.to_proto()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dekag.errors import ExhaustedError
+from dekag.errors import ExhaustedError, NotFoundError
 from dekag.makd.update import KnowledgeUpdate
 from services.cloud.housekeeping import check_quotas
 from services.cloud.owners import Owners
@@ -18,6 +18,7 @@ from services.cloud.publish import publish_update
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore
+from services.common.knowledge import Manifest
 from services.gateway.api_keys import new_key
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -126,6 +127,18 @@ def test_the_room_is_found_without_reading_each_version_again(
         check_quotas(settings, "new")
     store.delete("topic-0")
     check_quotas(settings, "new")
+
+
+def test_an_unknown_topic_is_refused_without_reading_the_others(
+    update: KnowledgeUpdate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, read = KnowledgeStore(tmp_path), list[bytes]()
+    for topic in ("one", "two"):
+        publish_update(of(update, topic), store, update.base_hash)
+    monkeypatch.setattr(Manifest, "parse", read.append)
+    with pytest.raises(NotFoundError, match="there is no knowledge of topic 'three'; there is one, two"):
+        store.versions("three")
+    assert not read
 
 
 def _add_mib(data_dir: Path, topic: str) -> None:
