@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -279,6 +279,9 @@ class Distiller:
         if reason := await asyncio.to_thread(problem, self._settings.data_dir):
             raise OSError(errno.ENOSPC, reason)
         try:
+            if spec.texts_hash:
+                texts = await asyncio.to_thread(self._folders.texts, job.key, spec.texts_hash)
+                spec = replace(spec, **texts)
             outcome = await self._publish_once(job, spec)
             result = {} if outcome is None else {name: v for name, v in vars(outcome).items() if v}
             kept_aside = outcome is not None and outcome.kept_aside
@@ -369,7 +372,7 @@ class Distiller:
         return self._store.current_version(spec.topic) != distilled.compared_with
 
     def _current(self, topic: str) -> _Current | None:
-        if (manifest := self._store.topics().get(topic)) is None:
+        if (manifest := self._store.current(topic)) is None:
             return None
         with contextlib.suppress(NotFoundError):  # deleted meanwhile
             files, history = self._store.files(manifest), self._store.history(manifest)

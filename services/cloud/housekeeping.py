@@ -6,6 +6,8 @@ Also measures each store for Prometheus, see ``STORE_ITEMS`` in ``services.commo
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -15,6 +17,7 @@ import structlog
 from dekag.documents import parse_json
 from dekag.errors import ExhaustedError
 from services.cloud.job_folder import JobFolders
+from services.cloud.owners import Owners
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore, TransmissionStore, folders_in
 from services.common import metrics
@@ -24,24 +27,46 @@ _ASIDE = 100  # updates that were set aside, and damaged ones
 _log = structlog.get_logger()
 
 
-def check_quotas(settings: CloudSettings, topic: str | None, waiting: Collection[str] = ()) -> None:
+def check_quotas(
+    settings: CloudSettings, topic: str | None, waiting: Collection[str] = (), owner: str = ""
+) -> None:
     """Raises ExhaustedError unless there is room for another version.
 
     Args:
         settings: limits and data folder.
         topic: topic of the update; None for adapters.
         waiting: topics for which a distillation waits or runs.
+        owner: name of the API key that publishes or distils; empty for admins and without keys, who have all
+            the room that there is.
     """
-    topics = {folder.name for folder in folders_in(settings.data_dir / "knowledge")} | set(waiting)
-    if topic is not None and topic not in topics and len(topics) >= settings.max_topics:
+    sizes = _topic_sizes(settings.data_dir)
+    topics = {*sizes, *waiting}
+    used = sum(sizes.values()) + _version_bytes(settings.data_dir / "transmission")
+    _check_topics(settings, "max_topics", topics, topic)
+    _check_bytes(settings, "max_knowledge_mib", "all knowledge", used)
+    if owner:
+        owners = Owners(settings.data_dir)
+        own = {name for name in topics if owners.of(name) == owner}
+        used = sum(size for name, size in sizes.items() if name in own)
+        _check_topics(settings, "max_key_topics", own, topic, " of this API key")
+        _check_bytes(settings, "max_key_mib", "all knowledge of this API key", used)
+
+
+def _check_topics(
+    settings: CloudSettings, limit: str, topics: Collection[str], new: str | None, whose: str = ""
+) -> None:
+    if new is not None and new not in topics and len(topics) >= getattr(settings, limit):
         raise ExhaustedError(
-            f"there are {len(topics)} topics, which is the limit (DEKAG_MAX_TOPICS); delete one first"
+            f"there are {len(topics)} topics{whose}, which is the limit (DEKAG_{limit.upper()}); "
+            "delete one first"
         )
-    used_mib = _bytes_in(settings.data_dir / "knowledge", settings.data_dir / "transmission") / _MIB
-    if used_mib >= settings.max_knowledge_mib:
+
+
+def _check_bytes(settings: CloudSettings, limit: str, what: str, used: int) -> None:
+    if used / _MIB >= (most := getattr(settings, limit)):
         raise ExhaustedError(
-            f"all knowledge takes {used_mib:.0f} MiB, and the limit is {settings.max_knowledge_mib} MiB "
-            "(DEKAG_MAX_KNOWLEDGE_MIB); delete a topic first"
+            f"{what} takes {used / _MIB:.0f} MiB, and the limit is {most} MiB (DEKAG_{limit.upper()}); "
+            "delete a topic first"
         )
 
 
@@ -79,10 +104,10 @@ class Housekeeping:
     def measure(self) -> None:
         """Sets the metrics of all stores."""
         data, settings = self._settings.data_dir, self._settings
-        knowledge, transmission = data / "knowledge", data / "transmission"
+        sizes, adapters = _topic_sizes(data), _version_bytes(data / "transmission")
         stores = {
-            "topics": (len(folders_in(knowledge)), settings.max_topics),
-            "knowledge_mib": (_bytes_in(knowledge, transmission) / _MIB, settings.max_knowledge_mib),
+            "topics": (len(sizes), settings.max_topics),
+            "knowledge_mib": ((sum(sizes.values()) + adapters) / _MIB, settings.max_knowledge_mib),
             "unfinished_jobs": (len(self._folders.specs()), settings.max_jobs),
             "owners": (self._store.owners.count(), settings.max_topics),
             "ended_jobs": (len(self._folders.ended()), 2 * settings.keep_jobs),
@@ -110,11 +135,32 @@ def waiting_topics(folders: JobFolders) -> set[str]:
     return found
 
 
-def _bytes_in(*folders: Path) -> int:
-    """Bytes of all files below these folders."""
+def _topic_sizes(data_dir: Path) -> dict[str, int]:
+    """Bytes of all versions of each topic."""
+    return {folder.name: _version_bytes(folder) for folder in folders_in(data_dir / "knowledge")}
+
+
+def _version_bytes(parent: Path) -> int:
+    """Bytes of all versions in a folder."""
     total = 0
-    for folder in folders:
-        for path in folder.rglob("*"):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(parent) as entries:
+        for entry in entries:
             with contextlib.suppress(FileNotFoundError):
-                total += path.stat().st_size if path.is_file() else 0
+                found = entry.stat()
+                total += _bytes_below(entry.path, found.st_ino, found.st_mtime_ns)
+    return total
+
+
+@functools.lru_cache(maxsize=2**16)
+def _bytes_below(folder: str, inode: int, changed_ns: int) -> int:
+    """Bytes of all files below the folder of a version, which are never changed once it is published.
+
+    Args:
+        folder: the folder.
+        inode, changed_ns: tell it from another one that replaces it; not read.
+    """
+    total = 0
+    for path in Path(folder).rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
     return total

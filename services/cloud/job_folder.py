@@ -2,8 +2,12 @@
 
 ::
 
-    <data>/jobs/<id>/         order.json, lock and the checkpoints of an unfinished job
+    <data>/jobs/<id>/         order.json, texts.json, lock and the checkpoints of an unfinished job
     <data>/ended/<id>.json    order.json, the decision about the job, and its result
+
+An order may have megabytes of prompts and triggers, its texts. They are only in ``texts.json``, and
+``order.json`` has the hash of this file. So what is read often, queued in Redis, or kept of an ended job, is
+small.
 
 A job exists as long as its specification does, whatever Redis says. What ``JobFolders.decide`` wrote first
 is the decision, for good. The cloud and the distillers share the data folder; none of them caches its
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -25,13 +30,14 @@ from typing import Any, Literal
 import structlog
 
 from dekag.documents import DocumentError, parse_json
-from dekag.errors import NotFoundError
+from dekag.errors import MismatchError, NotFoundError
 from services.cloud.synced_files import sync_folder, write_synced
 from services.cloud.version_store import folders_in
 
 Decision = Literal["cancelled", "published", "failed"]
 """What becomes of a job; "published" also if its update is kept aside as no better."""
 _SPEC, _LOCK = "order.json", "lock"
+_TEXTS = "texts.json"
 _DAMAGED = f"damaged-{_SPEC}"
 _PREVIEW = "preview.png"  # the name in dekag.training.distill, which imports torch
 _log = structlog.get_logger()
@@ -93,9 +99,17 @@ class JobFolders:
                 return True
         return False
 
-    def save_spec(self, job: str, spec: str) -> None:
-        """Saves the specification of a job, JSON, until the job has ended; the job exists from then on."""
+    def save_spec(self, job: str, spec: str, texts: bytes = b"") -> None:
+        """Saves the specification of a job until the job has ended; the job exists from then on.
+
+        Args:
+            job: id of the job.
+            spec: JSON.
+            texts: the file of the order's texts, see `split_order`.
+        """
         with self.claimed(job):  # so that `tidy` does not take the folder for one of an ended job
+            if texts:
+                write_synced(self.work(job) / _TEXTS, texts)
             new = self.work(job) / f".{_SPEC}"
             write_synced(new, spec.encode())
             new.rename(self.work(job) / _SPEC)
@@ -108,6 +122,31 @@ class JobFolders:
             return (self.work(job) / _SPEC).read_bytes()
         except FileNotFoundError:
             return None
+
+    def texts(self, job: str, texts_hash: str) -> dict[str, Any]:
+        """The prompts and triggers of an unfinished job.
+
+        Raises:
+            MismatchError: they are missing, or do not have this hash.
+        """
+        try:
+            data = (self.work(job) / _TEXTS).read_bytes()
+        except FileNotFoundError:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != texts_hash:
+            raise MismatchError(
+                f"the prompts of job {job} on the disk are missing or damaged; start it again"
+            )
+        texts: dict[str, Any] = parse_json(data, f"prompts of job {job}")
+        return texts
+
+    def order_bytes(self, job: str) -> int:
+        """Bytes that the order of an unfinished job takes on the disk."""
+        size = 0
+        for name in (_SPEC, _TEXTS):
+            with contextlib.suppress(FileNotFoundError):
+                size += (self.work(job) / name).stat().st_size
+        return size
 
     def specs(self) -> dict[str, bytes]:
         """The readable specifications of jobs that have not ended, sorted by job id."""
@@ -141,6 +180,8 @@ class JobFolders:
                 if (spec := self._read_spec(job)) is None:
                     return False
                 record = {**spec, "decision": decision, "ended": time.time()}
+                if isinstance(spec.get("order"), dict):  # an earlier release saved texts in the order
+                    record["order"], _ = split_order(spec["order"])
                 self._write_record(job, record)
             return bool(record["decision"] == decision)
 
@@ -196,6 +237,8 @@ class JobFolders:
         for folder in folders_in(self._root):
             with contextlib.suppress(OSError):  # the job has just ended, or the folder is unreadable
                 self._tidy_folder(folder, keep_s)
+        if not self._ended.is_dir():  # it could not be made on a full disk
+            return
         with contextlib.suppress(FileNotFoundError), self._deciding():
             for unfinished in self._ended.glob(".*.json"):  # of a process that was killed
                 unfinished.unlink()
@@ -240,6 +283,19 @@ class JobFolders:
         write_synced(new, json.dumps(record).encode())
         new.rename(self._record_file(job))
         sync_folder(self._ended)
+
+
+def split_order(order: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """An order with the hash of its texts in their place, and the file that holds them.
+
+    Two orders are equal if they are equal after this. An order without texts, or that has their hash already,
+    stays as it is, and the file is empty.
+    """
+    texts = {name: order.get(name, []) for name in ("prompts", "triggers")}
+    if not any(texts.values()):
+        return dict(order), b""
+    file = json.dumps(texts, ensure_ascii=False).encode()
+    return {**order, "prompts": [], "triggers": [], "texts_hash": hashlib.sha256(file).hexdigest()}, file
 
 
 def is_final(record: Mapping[str, Any] | None) -> bool:

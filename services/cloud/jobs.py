@@ -34,7 +34,7 @@ from dekag.api.limits import JOB_ID, check_job_id, check_topic
 from dekag.documents import parse_json
 from dekag.errors import ConflictError, DekagError, ExhaustedError, NotFoundError, UnavailableError
 from services.cloud.housekeeping import check_quotas
-from services.cloud.job_folder import JobFolders, is_final
+from services.cloud.job_folder import JobFolders, is_final, split_order
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import disk_errors, problem
 from services.common import metrics, tracing
@@ -89,6 +89,8 @@ class DistillSpec:
         topic, prompts, triggers: arguments of ``dekag.makd.topics.topic_prompts``.
         config: fields of ``dekag.makd.config.DistillConfig`` that differ from its defaults.
         force: whether the update is published even if it is no better than the current one.
+        texts_hash: hash of the file that has prompts and triggers in place of the specification, see
+            ``services.cloud.job_folder``; empty if the specification has all of them.
     """
 
     topic: str
@@ -96,6 +98,12 @@ class DistillSpec:
     triggers: list[str]
     config: dict[str, Any]
     force: bool = False
+    texts_hash: str = ""
+
+    def split(self) -> tuple[dict[str, Any], bytes]:
+        """The order as it is saved and queued, and the file of its texts; empty if it has none."""
+        # a field that is left out lets an earlier release read the order
+        return split_order({name: value for name, value in vars(self).items() if name != "texts_hash"})
 
 
 @dataclass(frozen=True)
@@ -321,6 +329,8 @@ def _check(job: Job) -> None:
             raise TypeError("prompts or triggers")
     if not isinstance(spec.config, dict) or not isinstance(spec.force, bool):
         raise TypeError("config or force")
+    if not isinstance(spec.texts_hash, str):
+        raise TypeError("texts_hash")
     _state(job).to_proto()
     created = job.meta["created"]
     times = _silent_s(job) + job.heartbeat + created
@@ -401,7 +411,15 @@ class Jobs:
         if self._redis is not None:
             await self._redis.aclose()
 
-    async def start(self, spec: DistillSpec, name: str = "", client: str = "", owner: str = "") -> JobState:
+    async def start(
+        self,
+        spec: DistillSpec,
+        name: str = "",
+        client: str = "",
+        owner: str = "",
+        *,
+        limited: bool = True,
+    ) -> JobState:
         """Queues a job, or returns the job that was queued with this id and the same specification.
 
         Args:
@@ -409,12 +427,15 @@ class Jobs:
             name: id of the job; empty for a new one.
             client: whose job it is, for limits and turns.
             owner: name of the API key that may see and cancel it; empty without keys.
+            limited: whether the limits of an API key apply; not to an admin's.
 
         Raises:
-            ExhaustedError: too many jobs are unfinished, of this client or in all.
+            ExhaustedError: too many jobs are unfinished, of this client or in all, or their orders are too
+                large.
             ConflictError: another job of the topic is unfinished, or the job with this id has another
                 specification.
         """
+        order, texts = await asyncio.to_thread(spec.split)
         async with (
             self._connected() as (redis, queue),
             redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S),
@@ -422,7 +443,7 @@ class Jobs:
             await self._restore(redis, queue)
             specs = await self._specs(newer=True)
             if name and (known := specs.get(name) or await self._on_disk(self._folders.record, name)):
-                if {"force": False, **known["order"]} != vars(spec):  # older jobs have no force
+                if {"force": False, **split_order(known["order"])[0]} != order:  # older jobs have no force
                     raise ConflictError(
                         f"job {name} was started with other parameters; use another idempotency key"
                     )
@@ -432,11 +453,11 @@ class Jobs:
                     raise ConflictError(
                         f"job {other} is already distilling topic {spec.topic!r}; wait for it or cancel it"
                     )
-            self._check_room(specs, client)
-            await self._on_disk(self._check_quotas, spec, specs)
+            await self._on_disk(self._check_room, specs, client, len(texts))
+            await self._on_disk(self._check_quotas, spec, specs, owner if limited else "")
             name = name or uuid.uuid4().hex
             saved = {
-                "order": vars(spec),
+                "order": order,
                 "created": time.time(),
                 "trace": tracing.outgoing(),
                 "client": client,
@@ -445,7 +466,7 @@ class Jobs:
             if disk_problem := await asyncio.to_thread(problem, self._settings.data_dir):
                 raise UnavailableError(f"the job cannot be saved: {disk_problem}")
             try:
-                await self._on_disk(self._folders.save_spec, name, json.dumps(saved))
+                await self._on_disk(self._folders.save_spec, name, json.dumps(saved), texts)
                 job = await self._enqueue(redis, queue, name, saved)
             except BaseException:  # the client learns that the job was not started
                 self._folders.delete(name)
@@ -454,22 +475,35 @@ class Jobs:
                 raise ConflictError(f"job {name} exists already")
             return _state(job)
 
-    def _check_room(self, specs: Mapping[str, Mapping[str, Any]], client: str) -> None:
-        """ExhaustedError if the client, or all clients together, have as many unfinished jobs as allowed."""
-        own = sum(saved.get("client", "") == client for saved in specs.values())
-        for jobs, most, whose in (
-            (own, self._settings.max_client_jobs, "of this client "),
-            (len(specs), self._settings.max_jobs, ""),
-        ):
-            if jobs >= most:
-                raise ExhaustedError(
-                    f"{jobs} jobs {whose}wait or run, which is the limit; wait for one to end, or cancel one",
-                    retry_after_s=_FULL_S,
-                )
+    def _check_room(self, specs: Mapping[str, Mapping[str, Any]], client: str, size: int) -> None:
+        """ExhaustedError if the client, or all clients together, have as many unfinished jobs as allowed.
 
-    def _check_quotas(self, spec: DistillSpec, specs: Mapping[str, Mapping[str, Any]]) -> None:
+        Args:
+            specs: of all unfinished jobs.
+            client: whose job is to be started.
+            size: bytes of the texts of its order.
+        """
+        own = [name for name, saved in specs.items() if saved.get("client", "") == client]
+        for jobs, limit, whose in (
+            (own, "max_client_jobs", "of this client "),
+            (list(specs), "max_jobs", ""),
+        ):
+            most, most_mib = getattr(self._settings, limit), getattr(self._settings, f"{limit}_mib")
+            mib, name = (sum(map(self._folders.order_bytes, jobs)) + size) / 2**20, f"DEKAG_{limit.upper()}"
+            if len(jobs) >= most:
+                full = f"{len(jobs)} jobs {whose}wait or run, which is the limit ({name})"
+            elif mib > most_mib:
+                full = (
+                    f"with this one, the orders of all jobs {whose}that wait or run would take "
+                    f"{mib:.1f} MiB, and the limit is {most_mib} MiB ({name}_MIB)"
+                )
+            else:
+                continue
+            raise ExhaustedError(f"{full}; wait for one to end, or cancel one", retry_after_s=_FULL_S)
+
+    def _check_quotas(self, spec: DistillSpec, specs: Mapping[str, Mapping[str, Any]], owner: str) -> None:
         waiting = {str(saved["order"]["topic"]) for saved in specs.values()}
-        check_quotas(self._settings, spec.topic, waiting)
+        check_quotas(self._settings, spec.topic, waiting, owner)
 
     async def restore(self) -> list[str]:
         """Queues jobs again that Redis has lost, from their specifications on disk; returns their ids."""

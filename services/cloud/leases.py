@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -47,14 +49,19 @@ class FolderLease:
 
     Raises:
         SettingError: another cloud uses the folder; the message names its process.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be opened.
     """
 
     name: str
 
     def __init__(self, data_dir: Path) -> None:
         data_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (data_dir / _LOCK).open("a+")
+        try:
+            self._file = (data_dir / _LOCK).open("a+")
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            self._file = (data_dir / _LOCK).open()  # what is on a read-only disk can still be read
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -65,9 +72,9 @@ class FolderLease:
                 f"another cloud ({holder}) uses DEKAG_DATA_DIR {data_dir}: stop it, or give each cloud a "
                 "folder of its own"
             ) from None
-        self._file.truncate(0)
-        self._file.write(_process())
-        self._file.flush()
+        with contextlib.suppress(OSError):  # full or read-only; it is only for another cloud's message
+            os.ftruncate(self._file.fileno(), 0)
+            os.write(self._file.fileno(), _process().encode())
         self.name = _folder_name(data_dir)
 
     def close(self) -> None:
@@ -143,9 +150,13 @@ def _process() -> str:
 
 def _folder_name(data_dir: Path) -> str:
     file = data_dir / _ID
-    if not file.exists():
+    with contextlib.suppress(FileNotFoundError):
+        if known := file.read_text().strip():
+            return known
+    name = uuid.uuid4().hex
+    with contextlib.suppress(OSError):  # full or read-only: the name is this process's alone
         new = data_dir / f".new-{_ID}"
-        write_synced(new, uuid.uuid4().hex.encode())
+        write_synced(new, name.encode())
         new.rename(file)
         sync_folder(data_dir)
-    return file.read_text().strip()
+    return name

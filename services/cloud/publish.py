@@ -121,7 +121,7 @@ def publish_update(update: KnowledgeUpdate, store: KnowledgeStore, edge_hash: st
             f"the knowledge update fits the model {update.base_hash[:12]}, not the profile's edge, "
             f"{edge_hash[:12]}"
         )
-    current = store.topics().get(update.topic)
+    current = store.current(update.topic)
     if current is not None and current.content_hash == update.content_hash:
         return current
     job = f"published-{uuid.uuid4().hex}"

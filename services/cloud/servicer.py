@@ -110,7 +110,7 @@ class CloudServicer(CloudBase):
         self._redis_lease: RedisLease | None = None
         self._other_cloud = ""  # why this cloud may not write to Redis
         self._repair = Repair(self._store, self._transmission, self._redis, self._signer)
-        self._closing, self._claiming = False, asyncio.Lock()
+        self._closing, self._shipped, self._claiming = False, False, asyncio.Lock()
         self._loop, self._loaded = asyncio.get_running_loop(), asyncio.Event()
         self._cache = Cache(settings)
         self._scoring_queue = ScoringQueue(settings)
@@ -136,20 +136,18 @@ class CloudServicer(CloudBase):
         from dekag.generation.loading import folder_hash, pipeline_hash
         from dekag.generation.models import Generator
         from dekag.profile import load_profile
-        from services.cloud.publish import adapters_of, publish_adapters, publish_start_topics
 
-        if reason := problem(self._settings.data_dir):
-            raise SettingError(reason)
         with disk_errors(self._settings.data_dir):
             self._folder_lease = FolderLease(self._settings.data_dir)
-            if self._redis is not None:
-                keep_s = 10 + 3 * self._settings.mirror_every_s
-                name, folder = self._folder_lease.name, self._settings.data_dir
-                self._redis_lease = RedisLease(self._redis, name, folder, keep_s)
-            taking = asyncio.run_coroutine_threadsafe(self._take_redis(), self._loop)
-            if reason := taking.result():
-                raise SettingError(reason)
-            self._housekeeping.tidy()
+        if self._redis is not None:
+            keep_s = 10 + 3 * self._settings.mirror_every_s
+            name, folder = self._folder_lease.name, self._settings.data_dir
+            self._redis_lease = RedisLease(self._redis, name, folder, keep_s)
+        if reason := asyncio.run_coroutine_threadsafe(self._take_redis(), self._loop).result():
+            raise SettingError(reason)
+        self._tidy()  # makes room, perhaps
+        if reason := problem(self._settings.data_dir):  # images are delivered and topics deleted all the same
+            _log.warning(f"nothing can be stored: {reason}")
         self._profile = profile = load_profile(self._settings.profile, check_models=True)
         placed = self._settings.placement(keep_text_encoder=self._settings.keep_text_encoder)
         self._generator = Generator.from_profile(profile, "cloud", placed)
@@ -158,13 +156,22 @@ class CloudServicer(CloudBase):
         self._scoring_queue.load(profile.scorer)
         self._drift.edge_hash = self._demand.edge_hash = pipeline_hash(profile.edge)
         self._demand.load(profile)
-        topics = listed(self._settings.start_topics)
-        with disk_errors(self._settings.data_dir):
+        self._publish_shipped()
+        self._loop.call_soon_threadsafe(self._loaded.set)
+
+    def _publish_shipped(self) -> None:
+        """Publishes the profile's adapters, if new, and start topics; if the disk fails, a later call may."""
+        from services.cloud.publish import adapters_of, publish_adapters, publish_start_topics
+
+        profile, topics = self._profile, listed(self._settings.start_topics)
+        try:
             if profile.adapters is not None:
                 adapters = adapters_of(Path(profile.adapters))
                 publish_adapters(adapters, self._transmission, self._codec_hash, if_new=True)
             publish_start_topics(topics, profile, self._store, self._drift.edge_hash)
-        self._loop.call_soon_threadsafe(self._loaded.set)
+            self._shipped = True
+        except OSError as error:
+            _log.warning("what comes with the profile is not published yet", error=str(error))
 
     async def parts(self) -> dict[str, str]:
         """Parts of this service that can fail on their own, and why they fail now; empty if they work."""
@@ -239,7 +246,8 @@ class CloudServicer(CloudBase):
             _check_client(name, getattr(request, name))
         async with self._claimed(spec.topic, request.owner, admin=request.admin):
             job_id = check_job_id(request.job_id)
-            started = await self._jobs.start(spec, job_id, request.client, request.owner)
+            limited = not request.admin
+            started = await self._jobs.start(spec, job_id, request.client, request.owner, limited=limited)
         return self._job(started)
 
     @asynccontextmanager
@@ -269,7 +277,7 @@ class CloudServicer(CloudBase):
 
     def _is_used(self, topic: str) -> bool:
         """Whether there is a version of the topic, or an unfinished job that may publish one."""
-        return topic in self._store.topics() or topic in waiting_topics(self._job_folders)
+        return self._store.current(topic) is not None or topic in waiting_topics(self._job_folders)
 
     def _job(self, state: JobState) -> Job:
         message = state.to_proto()
@@ -416,7 +424,8 @@ class CloudServicer(CloudBase):
             update = update_in(dict(request.files))
             if update.topic != topic:
                 raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
-            check_quotas(self._settings, topic, waiting_topics(self._job_folders))
+            owner = "" if request.admin else request.owner
+            check_quotas(self._settings, topic, waiting_topics(self._job_folders), owner)
             if not request.admin:  # who may publish what ships, with triggers such as "and a"
                 check_triggers(update.info["triggers"])
             manifest = publish_update(update, self._store, edge_hash)
@@ -464,7 +473,7 @@ class CloudServicer(CloudBase):
                 if time.monotonic() - verified > self._settings.verify_every_s:
                     verified = time.monotonic()
                     await self._verify()
-                    await self._tidy()
+                    await asyncio.to_thread(self._look_after)
                 else:
                     await self._repair.check()
                 await self._sync_once()
@@ -474,9 +483,15 @@ class CloudServicer(CloudBase):
             if not self._closing:
                 await asyncio.sleep(self._settings.mirror_every_s)
 
-    async def _tidy(self) -> None:
+    def _look_after(self) -> None:
+        """Tidies the data folder, and makes up for what a full disk has prevented at the start."""
+        self._tidy()
+        if not self._shipped:
+            self._publish_shipped()
+
+    def _tidy(self) -> None:
         try:
-            await asyncio.to_thread(self._housekeeping.tidy)
+            self._housekeeping.tidy()
         except OSError as error:  # leftovers do no harm
             _log.warning("the data folder was not tidied", error=str(error))
 

@@ -81,6 +81,14 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
     max_client_jobs: int = Field(
         10, ge=1, le=MANY, description="The same for each client: an API key, or an address without keys."
     )
+    max_jobs_mib: int = Field(
+        32,
+        ge=8,
+        le=2**20,
+        description="Upper limit of the orders of all distillations that wait or run, MiB; further ones get "
+        "status 429. One order with all prompts and triggers that are allowed takes up to 7 MiB.",
+    )
+    max_client_jobs_mib: int = Field(8, ge=8, le=2**20, description="The same for each client.")
     keep_jobs: int = Field(
         1000, ge=1, le=MANY, description="Upper limit of ended jobs that remain available; the latest stay."
     )
@@ -97,6 +105,18 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
         le=2**30,
         description="Upper limit of all versions of all knowledge on the disk, MiB; above it, distillations "
         "and publications get status 429.",
+    )
+    max_key_topics: int = Field(
+        50,
+        ge=1,
+        le=MANY,
+        description="As DEKAG_MAX_TOPICS, for the topics of each API key that is no admin's.",
+    )
+    max_key_mib: int = Field(
+        1024,
+        ge=1,
+        le=2**30,
+        description="As DEKAG_MAX_KNOWLEDGE_MIB, for the topics of each API key that is no admin's.",
     )
     keep_versions: int = Field(
         20,

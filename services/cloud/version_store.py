@@ -180,16 +180,22 @@ class KnowledgeStore:
 
     def topics(self) -> dict[str, Manifest]:
         """The current manifest of each topic, sorted by topic."""
-        names = sorted(folder.name for folder in folders_in(self._root))
-        topics = {name: self._versions(name) for name in names}
+        topics = {name: self._versions(name) for name in self._names()}
         return {name: versions[max(versions)] for name, versions in topics.items() if versions}
 
     def versions(self, topic: str) -> dict[int, Manifest]:
         """The manifests of ``topic`` by version, ascending; NotFoundError if there is none."""
         if not (versions := self._versions(topic)):
-            known = ", ".join(self.topics()) or "none yet"
-            raise NotFoundError(f"there is no knowledge of topic {topic!r}; there is {known}")
+            # without their manifests, since somebody may ask for unknown topics again and again
+            known = [name for name in self._names() if self._of(name).next() > 1]
+            named = ", ".join(known) or "none yet"
+            raise NotFoundError(f"there is no knowledge of topic {topic!r}; there is {named}")
         return versions
+
+    def current(self, topic: str) -> Manifest | None:
+        """The current manifest of ``topic``; None if there is none."""
+        versions = self._versions(topic)
+        return versions[max(versions)] if versions else None
 
     def find(self, topic: str, content_hash: str = "") -> Manifest:
         """The manifest of the version with that hash; of the current version without a hash.
@@ -323,9 +329,9 @@ class KnowledgeStore:
 
     def prune(self, *, keep: int, keep_s: float) -> dict[str, list[int]]:
         """Deletes earlier versions, see `_Versions.prune`; returns which, by topic."""
-        names = sorted(folder.name for folder in folders_in(self._root))
         pruned = {
-            name: self._of(name).prune(self._versions(name), keep=keep, keep_s=keep_s) for name in names
+            name: self._of(name).prune(self._versions(name), keep=keep, keep_s=keep_s)
+            for name in self._names()
         }
         return {name: versions for name, versions in pruned.items() if versions}
 
@@ -373,6 +379,10 @@ class KnowledgeStore:
         with versions.staged(manifest, files, beside) as new:
             self.quarantine(manifest.topic, manifest.version)
             versions.commit(new, manifest.version)
+
+    def _names(self) -> list[str]:
+        """Names of the folders of topics, sorted; a folder may have no valid version."""
+        return sorted(folder.name for folder in folders_in(self._root))
 
     def _of(self, topic: str) -> _Versions[Manifest]:
         return _Versions(self._root / topic, Manifest, new_in=self._root)

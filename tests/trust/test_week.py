@@ -217,7 +217,7 @@ class Week:
         info = {**self._update.info, "topic": topic, "triggers": [topic], "guidance_scale": 1 + number / 1e6}
         files = KnowledgeUpdate.new(info, self._update.metaword, self._update.lora, bits=16).to_files()
         answer = await self._ask(client, "PUT", f"/v1/knowledge/{topic}", json={"files": _encoded(files)})
-        if answer.status_code == 429 and "DEKAG_MAX_TOPICS" in answer.text:
+        if answer.status_code == 429 and "_TOPICS)" in answer.text:
             known = (await self._ask("admin", "GET", "/v1/knowledge")).json()["data"]
             for each in self._rng.sample(known, min(10, len(known))):
                 await self._ask("admin", "DELETE", f"/v1/knowledge/{each['topic']}")

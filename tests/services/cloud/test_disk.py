@@ -15,9 +15,11 @@ from structlog.testing import capture_logs
 
 from dekag.errors import UnavailableError
 from services.cloud.distiller import Distiller
+from services.cloud.housekeeping import Lease
+from services.cloud.publish import publish_update
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings, DistillerSettings
-from services.cloud.version_store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common import clients
 from services.common.health import Health, check_health
 from services.common.settings import CommonSettings
@@ -25,11 +27,13 @@ from services.proto import cloud_pb2
 from services.proto.cloud_pb2 import (
     DeleteKnowledgeRequest,
     DistillRequest,
+    GenerateRequest,
     Job,
     JobId,
     PublishKnowledgeRequest,
 )
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
+from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest
 from tests.chain import ended, gone
 from tests.hostile.artifacts import tiny_update
 
@@ -234,3 +238,49 @@ async def test_knowledge_is_deleted_from_a_full_disk(
     await call(cloud.DeleteKnowledge, DeleteKnowledgeRequest(topic=update.topic))
     assert KnowledgeStore(disk.data).topics() == {}
     disk.empty()
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+async def test_a_cloud_starts_with_a_disk_that_cannot_be_written(
+    start: Start, connect: Connect, settings: CloudSettings, adapted_profile: Path, disk: Disk, fault: str
+) -> None:
+    update, store = tiny_update(adapted_profile), KnowledgeStore(disk.data)
+    publish_update(update, store, update.base_hash)
+    settings = settings.model_copy(update={"profile": str(adapted_profile)})
+    if fault == "full":
+        disk.fill()
+    else:
+        Lease(disk.data).close()  # of an earlier cloud
+        disk.make_read_only()
+    try:
+        address = await start(CloudServicer(settings), add_CloudServicer_to_server, settings)
+        cloud, named = CloudStub(connect(address)), f"DEKAG_DATA_DIR {disk.data}"
+        health = await distillation_health(address)
+        assert health.state != "serving"
+        assert named in health.reason
+        request = GenerateRequest(prompt="two owls", seeds=[1], width=64, height=64, formats=[2])
+        (image,) = [each async for each in clients.stream(cloud.Generate, request, "cloud")]
+        assert image.image
+        (listed,) = (await call(cloud.ListKnowledge, cloud_pb2.ListKnowledgeRequest())).knowledge
+        assert listed.topic == update.topic
+        with pytest.raises(UnavailableError, match=named):
+            await call(cloud.Distill, DistillRequest(topic="crown", **SMALL))
+        if fault == "full":
+            await call(cloud.DeleteKnowledge, DeleteKnowledgeRequest(topic=update.topic))
+            assert store.topics() == {}
+    finally:
+        disk.empty() if fault == "full" else disk.make_writable()
+    assert (await distillation_health(address)).state == "serving"
+    async with asyncio.timeout(60):  # what comes with the profile could not be published at the start
+        while not TransmissionStore(disk.data).current():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await call(cloud.GetTransmissionKnowledge, GetTransmissionKnowledgeRequest())
+
+
+async def test_a_cloud_makes_room_at_its_start(start: Start, settings: CloudSettings, disk: Disk) -> None:
+    left = disk.data / "knowledge" / ".gone-1"  # by a process that was killed
+    left.mkdir(parents=True)
+    with (left / "file").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 120 * _MIB)
+    address = await start(CloudServicer(settings), add_CloudServicer_to_server, settings)
+    assert (await distillation_health(address)).state == "serving"

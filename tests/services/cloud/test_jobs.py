@@ -127,6 +127,100 @@ async def test_a_client_cannot_fill_the_queue(
         await order("ufo", "x" * 65)
 
 
+CASTLES = [f"castle number {number}" for number in range(20)]
+VAST = [f"{number:03} " + "\U00020000" * 996 for number in range(1000)]
+
+
+async def test_a_client_cannot_fill_redis_or_the_disk_with_prompts(
+    start: Start, connect: Connect, redis: Redis, dummy_profile: Path, redis_url: str, data_dir: Path
+) -> None:
+    settings = CloudSettings(
+        port=0, redis_url=redis_url, profile=str(dummy_profile), data_dir=data_dir, max_jobs_mib=8
+    )
+    cloud = CloudStub(connect(await start(CloudServicer(settings), add_CloudServicer_to_server, settings)))
+
+    async def order(topic: str, client: str, job_id: str = "", prompts: list[str] = VAST) -> Job:
+        given = {"topic": topic, "client": client, "job_id": job_id, **SMALL}
+        asked = DistillRequest(prompts=prompts, triggers=prompts[:100], **given)
+        return await clients.call(cloud.Distill, asked, "cloud")
+
+    before = (await redis.info("memory"))["used_memory"]
+    for number in range(3):
+        name = f"{number:032x}"
+        job = await order("vast", "alice", name)
+        with pytest.raises(ExhaustedError, match=r"would take 8.. MiB, and the limit is 8 MiB") as refused:
+            await order("wide", "alice")
+        assert "of all jobs of this client" in str(refused.value)
+        assert "DEKAG_MAX_CLIENT_JOBS_MIB" in str(refused.value)
+        with pytest.raises(ExhaustedError, match="DEKAG_MAX_JOBS_MIB"):
+            await order("wide", "bob")
+        assert refused.value.retry_after_s
+        small = await order("crown", "alice", prompts=[])
+        assert (await redis.info("memory"))["used_memory"] - before < 2**20
+        assert (await order("vast", "alice", name)).id == job.id
+        for each in (job, small):
+            await clients.call(cloud.CancelJob, JobId(id=each.id), "cloud")
+        assert (await order("vast", "alice", name)).status == cloud_pb2.JOB_STATUS_CANCELLED
+        with pytest.raises(ConflictError, match="started with other parameters"):
+            await order("vast", "alice", name, VAST[1:])
+    records = list((data_dir / "ended").iterdir())
+    assert len(records) == 6
+    assert max(record.stat().st_size for record in records) < 2000
+
+
+async def test_the_prompts_of_a_job_are_read_from_its_folder(
+    cloud: CloudAsyncStub, redis: Redis, settings: DistillerSettings, data_dir: Path
+) -> None:
+    folders = JobFolders(data_dir)
+    job = await distil(cloud, "castle", prompts=CASTLES, triggers=["castle"], **SMALL)
+    damaged = await distil(cloud, "palace", prompts=CASTLES, triggers=["castle"], **SMALL)
+    for key in await redis.keys("saq:job:*"):
+        assert b"castle in winter" not in (await redis.get(key) or b"")
+    (folders.work(damaged.id) / "texts.json").write_text("{}")
+    serving = asyncio.create_task(Distiller(settings).serve())
+    try:
+        finished = await until(cloud, job, over)
+        failed = await until(cloud, damaged, over)
+    finally:
+        await ended(serving)
+    assert finished.status == cloud_pb2.JOB_STATUS_FINISHED, finished
+    assert KnowledgeStore(data_dir).find("castle").triggers == ("castle",)
+    assert failed.error == (
+        f"the prompts of job {damaged.id} on the disk are missing or damaged; start it again"
+    )
+    assert b"castle in winter" not in (data_dir / "ended" / f"{job.id}.json").read_bytes()
+
+
+async def test_a_job_whose_prompts_an_earlier_release_saved_in_its_order_is_worked_off(
+    cloud: CloudAsyncStub, settings: DistillerSettings, data_dir: Path
+) -> None:
+    folders = JobFolders(data_dir)
+    order = {"prompts": CASTLES, "triggers": ["castle"], "config": SMALL, "force": False}
+    names = {"castle": "1" * 32, "palace": "2" * 32}
+    for topic, name in names.items():
+        spec = {"order": {"topic": topic, **order}, "created": 1.7e9, "trace": {}, "client": "", "owner": ""}
+        folders.save_spec(name, json.dumps(spec))
+        if topic == "palace":  # it ended before the upgrade
+            record = {**spec, "decision": "cancelled", "ended": 1.7e9}
+            (data_dir / "ended").mkdir(exist_ok=True)
+            (data_dir / "ended" / f"{name}.json").write_text(json.dumps(record))
+            folders.delete(name)
+    texts = {"prompts": CASTLES, "triggers": ["castle"]}
+    again = await distil(cloud, "palace", job_id=names["palace"], **texts, **SMALL)
+    assert again.status == cloud_pb2.JOB_STATUS_CANCELLED
+    with pytest.raises(ConflictError, match="started with other parameters"):
+        await distil(cloud, "palace", job_id=names["palace"], **texts | {"triggers": ["palace"]}, **SMALL)
+    job = await distil(cloud, "castle", job_id=names["castle"], **texts, **SMALL)
+    assert job.id == names["castle"]
+    serving = asyncio.create_task(Distiller(settings).serve())
+    try:
+        finished = await until(cloud, job, over)
+    finally:
+        await ended(serving)
+    assert finished.status == cloud_pb2.JOB_STATUS_FINISHED, finished
+    assert b"castle in winter" not in (data_dir / "ended" / f"{job.id}.json").read_bytes()
+
+
 async def test_jobs_of_a_newer_release_count_as_unfinished(
     start: Start, connect: Connect, dummy_profile: Path, redis_url: str, data_dir: Path
 ) -> None:
