@@ -13,7 +13,14 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dekag.api.limits import MAX_PICTURE_BYTES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, REQUEST_ID
+from dekag.api.limits import (
+    MAX_PICTURE_BYTES,
+    MAX_PROMPT_CHARS,
+    MAX_PROMPTS,
+    MAX_TRIGGERS,
+    MAX_TRIGGERS_CHARS,
+    REQUEST_ID,
+)
 from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
 from services.common.addresses import listed
@@ -51,7 +58,10 @@ _PICTURES_PATH = "/v1/pictures"
 _ORDERS = "orders of distillations"
 _LARGE_BODIES = {"uploads": 2, "pictures": 4, _ORDERS: 2}  # at a time: they are held in memory
 _ENVELOPE_BYTES = 64 * 1024  # of JSON around uploaded files, and of a gRPC message around them
-_TEXT_BYTES = 12 * MAX_PROMPT_CHARS + 32  # of a prompt in JSON: two \uXXXX a character, quotes and indent
+_CHAR_BYTES, _QUOTES_BYTES = (
+    12,
+    32,
+)  # of a character in JSON, two \uXXXX, and of quotes and indent round a text
 _OPEN_FOLDERS = (f"{web_ui.ASSETS_URL}/", "/docs-assets/")
 _log = structlog.get_logger()
 
@@ -104,7 +114,8 @@ class RequestMiddleware:
             "uploads": min(settings.max_upload_bytes, most), "pictures": min(MAX_PICTURE_BYTES, most)
         }  # fmt: skip
         self._largest = {kind: size * 4 // 3 + _ENVELOPE_BYTES for kind, size in largest.items()}  # in base64
-        order = (MAX_PROMPTS + MAX_TRIGGERS) * _TEXT_BYTES + _ENVELOPE_BYTES
+        order = (MAX_PROMPTS * MAX_PROMPT_CHARS + MAX_TRIGGERS_CHARS) * _CHAR_BYTES
+        order += (MAX_PROMPTS + MAX_TRIGGERS) * _QUOTES_BYTES + _ENVELOPE_BYTES
         self._largest[_ORDERS] = max(order, settings.max_body_bytes)
         self._policies = {docs_url: _DOCS_POLICY, web_ui.URL: _PAGE_POLICY}
         self._hosts = {name.lower() for name in listed(settings.allowed_hosts)}

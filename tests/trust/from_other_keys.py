@@ -60,6 +60,31 @@ async def _triggers(system: System, name: str) -> None:
         await system.ask("admin", "DELETE", f"/v1/knowledge/{topic}")
 
 
+LONG_TRIGGERS = {"longer than allowed": (1000, 100), "as long as allowed": (100, 20)}
+"""Characters of a trigger, and triggers of a topic."""
+MANY = 45
+"""Topics whose manifests would not fit into one message with triggers that are longer than allowed."""
+
+
+@attacks("other keys' pictures", [f"{MANY} topics with triggers {name}" for name in LONG_TRIGGERS])
+async def _long_triggers(system: System, name: str) -> None:
+    chars, count = LONG_TRIGGERS[name.partition("triggers ")[2]]
+    before = await system.victims_picture()
+    topics = [f"l{number}-{unique()}" for number in range(MANY)]
+    for topic in topics:
+        triggers = [f"{topic} {number} ".ljust(chars, "\U00020000") for number in range(count)]
+        answer = await system.publish("bob", topic, triggers)
+        system.expect(answer, 409 if "longer" in name else 200, what="a topic with such triggers")
+        if "longer" in name and answer.status_code == 409:
+            break  # the others are refused alike
+    await unchanged(system, before, name)
+    for key in ("alice", "bob"):
+        answer = await system.ask(key, "GET", "/v1/knowledge")
+        system.expect(answer, 200, what=f"the list of topics for {key}")
+    for topic in topics:
+        await system.ask("admin", "DELETE", f"/v1/knowledge/{topic}")
+
+
 @attacks(
     "other keys' topics",
     ["publish over it", "distil it anew", "delete it", "draw with it", "look at it", "look at its samples",
