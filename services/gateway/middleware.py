@@ -29,6 +29,7 @@ from services.gateway import request_body, web_ui
 from services.gateway.api_keys import ApiKeys, scopes_of
 from services.gateway.openai.errors import absent
 from services.gateway.problems import from_error, problem
+from services.gateway.request_cost import PUBLICATION
 from services.gateway.settings import GatewaySettings
 
 REQUEST_ID_HEADER, CLIENT_ID_HEADER = "X-Request-ID", "X-Client-Request-ID"
@@ -56,7 +57,8 @@ _REPLACED = (b"content-type", b"content-length", b"content-encoding", b"transfer
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _PICTURES_PATH = "/v1/pictures"
 _ORDERS = "orders of distillations"
-_LARGE_BODIES = {"uploads": 2, "pictures": 4, _ORDERS: 2}  # at a time: they are held in memory
+_UPLOADS = "uploads"
+_LARGE_BODIES = {_UPLOADS: 2, "pictures": 4, _ORDERS: 2}  # at a time: they are held in memory
 _ENVELOPE_BYTES = 64 * 1024  # of JSON around uploaded files, and of a gRPC message around them
 _CHAR_BYTES, _QUOTES_BYTES = (
     12,
@@ -111,7 +113,7 @@ class RequestMiddleware:
         self._held = dict.fromkeys(_LARGE_BODIES, 0)
         most = settings.max_message_bytes - _ENVELOPE_BYTES
         largest = {
-            "uploads": min(settings.max_upload_bytes, most), "pictures": min(MAX_PICTURE_BYTES, most)
+            _UPLOADS: min(settings.max_upload_bytes, most), "pictures": min(MAX_PICTURE_BYTES, most)
         }  # fmt: skip
         self._largest = {kind: size * 4 // 3 + _ENVELOPE_BYTES for kind, size in largest.items()}  # in base64
         order = (MAX_PROMPTS * MAX_PROMPT_CHARS + MAX_TRIGGERS_CHARS) * _CHAR_BYTES
@@ -238,6 +240,8 @@ class RequestMiddleware:
             )
         if self._held[kind] == (limit := _LARGE_BODIES[kind]):
             raise ExhaustedError(f"{limit} {kind} are in progress, which is the limit")
+        if kind == _UPLOADS:
+            scope["state"]["charge"](PUBLICATION)  # before the body is read: a refused one costs much, too
         self._held[kind] += 1
         held = True
 
@@ -340,7 +344,7 @@ def _large_body(scope: Scope) -> str | None:
     if method == "POST" and path == "/v1/knowledge":
         return _ORDERS
     if method == "PUT" and (path == "/v1/transmission" or path.startswith("/v1/knowledge/")):
-        return "uploads"
+        return _UPLOADS
     return "pictures" if method == "POST" and path == _PICTURES_PATH else None
 
 

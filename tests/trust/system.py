@@ -51,7 +51,7 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
     "teacher": {"scopes": ("teach",), "requests_per_minute": 90_000},
     "publisher": {"scopes": ("publish",), "requests_per_minute": 90_000},
     "admin": {"scopes": ("admin",), "requests_per_minute": 90_000},
-    **{f"limited-{i}": {"scopes": ("draw",), "requests_per_minute": 12} for i in range(8)},
+    **{f"limited-{i}": {"scopes": ("draw", "publish"), "requests_per_minute": 12} for i in range(9)},
 }
 """The keys; alice is the victim, the others attack."""
 
@@ -277,8 +277,12 @@ class System:
 
     async def publish(self, key: str, topic: str, triggers: Sequence[str]) -> httpx2.Response:
         """Publishes an update under a name, for these triggers."""
-        files = {name: base64.b64encode(data).decode() for name, data in self.files(topic, triggers).items()}
-        return await self.ask(key, "PUT", f"/v1/knowledge/{topic}", json={"files": files})
+        return await self.ask(key, "PUT", f"/v1/knowledge/{topic}", json=self.upload(topic, triggers))
+
+    def upload(self, topic: str, triggers: Sequence[str]) -> Mapping[str, Any]:
+        """The body of a publication."""
+        files = self.files(topic, triggers)
+        return {"files": {name: base64.b64encode(data).decode() for name, data in files.items()}}
 
     def files(self, topic: str, triggers: Sequence[str]) -> Mapping[str, bytes]:
         """The files of an update that changes every picture that it is used for."""

@@ -91,7 +91,7 @@ class System:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def system(adapted_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     tmp_path = tmp_path_factory.mktemp("system")
-    key, line = new_key("publisher", scopes=["admin"])
+    key, line = new_key("publisher", scopes=["admin"], requests_per_minute=90_000)
     (tmp_path / "api-keys").write_text(f"{line}\n")
     async with starter() as start:
         addresses = await chain_at(start, adapted_profile, tmp_path / "data")
