@@ -134,7 +134,11 @@ class RequestMiddleware:
         client = scope["client"][0] if scope.get("client") else ""
         # without API keys, everybody may change every topic, and new ones are shared
         scope.setdefault("state", {}).update(
-            client=client, owner="", admin=self._keys is None, charge=lambda cost: None
+            client=client,
+            owner="",
+            admin=self._keys is None,
+            charge=lambda cost: None,
+            accepted=lambda: True,
         )
         if scope["path"] in _PROBES:
             await self._answer(scope, receive, send, ids)
@@ -219,8 +223,13 @@ class RequestMiddleware:
                 detail = "this needs an API key: send it in the header `Authorization: Bearer KEY`"
                 refusal = problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
                 return await refusal(scope, receive, send)
-            charge = partial(self._keys.charge, key)
-            state.update(client=key.name, owner=key.name, admin=key.may("admin"), charge=charge)
+            state.update(
+                client=key.name,
+                owner=key.name,
+                admin=key.may("admin"),
+                charge=partial(self._keys.charge, key),
+                accepted=partial(self._keys.accepts, key),
+            )
             if not any(map(key.may, needed := scopes_of(scope["method"], scope["path"]))):
                 detail = (
                     "this API key may not do that: its line in the file of keys lacks the scope "

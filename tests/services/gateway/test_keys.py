@@ -228,6 +228,47 @@ async def test_publications_and_large_pictures_use_up_the_limit_of_a_key(tmp_pat
         assert "counts as 12" in is_problem(answer, 429)["detail"], "at most those of a minute"
 
 
+async def test_event_streams_end_with_the_key_that_opened_them(
+    chain: Any, redis_url: str, empty: None, tmp_path: Path
+) -> None:
+    file = tmp_path / "api-keys"
+    file.write_text(f"{LINE}\n{OTHER_LINE}\n")
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"],
+        cloud_address=chain.addresses["cloud"],
+        redis_url=redis_url,
+        api_keys_file=file,
+    )
+    small = {"prompts": ["a {red|blue|green} {cat|dog|cow}"], "images": 4, "steps": 2, "force": True}
+    async with serving(create_app(settings)) as client:
+
+        async def start(key: str, topic: str) -> str:
+            """The path of a job, which waits as no distiller runs."""
+            answer = await client.post("/v1/knowledge", json={"topic": topic, **small}, headers=shows(key))
+            assert answer.status_code == 202, answer.text
+            return f"/v1/jobs/{answer.json()['id']}"
+
+        async def follow(key: str, path: str) -> list[str]:
+            async with client.stream("GET", f"{path}/events", headers=shows(key)) as answer:
+                assert answer.status_code == 200
+                return [line async for line in answer.aiter_lines() if line.startswith("data:")]
+
+        path, others = await start(KEY, "revoked-1"), await start(OTHER, "revoked-2")
+        following = asyncio.create_task(follow(KEY, path))
+        other = asyncio.create_task(follow(OTHER, others))
+        await asyncio.sleep(1)
+        assert not following.done()
+        file.write_text(f"{OTHER_LINE}\n")
+        async with asyncio.timeout(30):
+            (state,) = await following
+        assert '"queued"' in state
+        assert not other.done(), "its key is still there"
+        is_refused(await client.get(f"{path}/events", headers=shows(KEY)))
+        assert (await client.delete(others, headers=shows(OTHER))).status_code == 200
+        async with asyncio.timeout(30):
+            assert '"cancelled"' in (await other)[-1]
+
+
 _OF_OPENAI = ("images/edits", "images/variations", "chat/completions")
 
 
