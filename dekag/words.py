@@ -10,7 +10,6 @@ too. Everything else, such as punctuation, separates words.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
 from functools import lru_cache
 
 import regex
@@ -81,7 +80,25 @@ def word_spans(text: str) -> list[tuple[str, int, int]]:
     return [(word, match.start(), match.end()) for match in _WORD.finditer(text) for word in words(match[0])]
 
 
-def contains_phrase(text: Sequence[str], phrase: Sequence[str]) -> bool:
-    """Whether the words `phrase`, at least one, occur consecutively in the words `text`."""
-    count = len(phrase)
-    return count > 0 and any(text[i : i + count] == phrase for i in range(len(text) - count + 1))
+class Phrases:
+    """All phrases of a text, its runs of consecutive words: a look-up takes the same time in a long text.
+
+    Args:
+        text: words, as `words` gives them.
+
+    Example:
+        >>> ("neon", "sign") in Phrases(words("A Neon Sign at night"))
+        True
+    """
+
+    def __init__(self, text: tuple[str, ...]) -> None:
+        self._text = text
+        self._runs: dict[int, frozenset[tuple[str, ...]]] = {}  # by the number of their words
+
+    def __contains__(self, phrase: tuple[str, ...]) -> bool:
+        """Whether these words, at least one, occur consecutively."""
+        count = len(phrase)
+        if count not in self._runs:
+            starts = range(len(self._text) - count + 1) if count else ()
+            self._runs[count] = frozenset(self._text[i : i + count] for i in starts)
+        return phrase in self._runs[count]

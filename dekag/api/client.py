@@ -339,8 +339,8 @@ class Client:
             topic: name of the topic.
             prompts: prompts of the training images; if empty, those of the topic of that name in the
                 profile, or else in the sticker world.
-            triggers: words that select the topic for a prompt; if empty, those of the topic in the profile or the
-                sticker world; with ``prompts``, its name.
+            triggers: words that select the topic for a prompt; if empty, those of the topic in the profile or
+                the sticker world; with ``prompts``, its name.
             config: see DistillOptions.
         """
         return self.watch(self.start(topic, prompts=prompts, triggers=triggers, **config).id)

@@ -50,6 +50,12 @@ MAX_KNOWLEDGE = 4
 KNOWLEDGE_ALLOWED = f'"auto", "none", or 1 to {MAX_KNOWLEDGE} different topic names'
 MAX_PROMPTS, MAX_TRIGGERS = 1000, 100
 """Prompts and triggers of a topic to distil."""
+MAX_TRIGGER_CHARS, MAX_TRIGGERS_CHARS = 100, 2000
+"""Characters of one trigger, and of all of a topic: every list of topics has them, and prompts are compared
+with them."""
+TRIGGERS_ALLOWED = (
+    f"at most {MAX_TRIGGERS} of 1 to {MAX_TRIGGER_CHARS} characters each, {MAX_TRIGGERS_CHARS} in all"
+)
 MAX_ALTERNATIVES = 32
 """Alternatives in one of these prompts; limits the time to expand them."""
 MAX_FILES = 8
@@ -169,6 +175,17 @@ def check_topic(name: str) -> str:
         )
         raise InvalidInputError("topic", allowed, name)
     return name
+
+
+def check_trigger_lengths(triggers: Sequence[str]) -> Sequence[str]:
+    """The triggers of a topic: at most 100 of 1 to 100 characters each, 2000 in all."""
+    lengths = list(map(len, triggers))
+    if len(lengths) > MAX_TRIGGERS or sum(lengths) > MAX_TRIGGERS_CHARS:
+        raise InvalidInputError("triggers", TRIGGERS_ALLOWED, f"{len(lengths)} of {sum(lengths)} characters")
+    for trigger, length in zip(triggers, lengths, strict=True):
+        if not 1 <= length <= MAX_TRIGGER_CHARS:
+            raise InvalidInputError("triggers", TRIGGERS_ALLOWED, trigger)
+    return triggers
 
 
 def check_knowledge(names: Sequence[str]) -> tuple[str, ...] | None:

@@ -895,6 +895,9 @@ class Traffic(_Response):
 _Prompt = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_PROMPT_CHARS)]
 
 
+_Trigger = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_TRIGGER_CHARS)]
+
+
 class KnowledgeRequest(_NullIsAbsent):
     """A topic to distil. Omitted fields have the defaults of the library."""
 
@@ -914,11 +917,12 @@ class KnowledgeRequest(_NullIsAbsent):
         "If omitted, those of the topic of that name in the profile, or else in the sticker world.",
         examples=[["a {red|blue} car, neon style"]],
     )
-    triggers: list[_Prompt] = Field(
+    triggers: list[_Trigger] = Field(
         default_factory=list,
         max_length=limits.MAX_TRIGGERS,
-        description="Words or phrases that select this topic for a prompt. If omitted, those of the topic in the "
-        "profile or the sticker world; with `prompts`, the topic's name.",
+        description="Words or phrases that select this topic for a prompt, with at most "
+        f"{limits.MAX_TRIGGERS_CHARS} characters in all. If omitted, those of the topic in the profile "
+        "or the sticker world; with `prompts`, the topic's name.",
         examples=[["neon"]],
     )
     images: int | None = Field(

@@ -10,16 +10,24 @@ import random
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dekag.api.limits import MAX_ALTERNATIVES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, check_topic
+from dekag.api.limits import (
+    MAX_ALTERNATIVES,
+    MAX_PROMPT_CHARS,
+    MAX_PROMPTS,
+    MAX_TRIGGER_CHARS,
+    check_topic,
+    check_trigger_lengths,
+)
 from dekag.documents import read_yaml
 from dekag.errors import FileError, InvalidInputError, NotFoundError
 from dekag.files import list_folder
 from dekag.stickers import TOPICS, Topic, caption, topic_scene
-from dekag.words import contains_phrase, is_common, words
+from dekag.words import Phrases, is_common, words
 
 _ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
 
@@ -76,13 +84,22 @@ def read_topics(folder: Path | str | None) -> dict[str, TopicFile]:
         if file.suffix != ".yaml":  # a note beside them
             continue
         check_topic(file.stem)
-        try:
-            found[file.stem] = TopicFile.model_validate(read_yaml(file))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise FileError(file, f"is not a topic: {where + ': ' if where else ''}{first['msg']}") from None
+        found[file.stem] = _read_topic(file)
     return found
+
+
+def _read_topic(file: Path) -> TopicFile:
+    content = read_yaml(file)
+    try:
+        topic = TopicFile.model_validate(content)
+        check_trigger_lengths(topic.triggers)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FileError(file, f"is not a topic: {where + ': ' if where else ''}{first['msg']}") from None
+    except InvalidInputError as error:
+        raise FileError(file, f"is not a topic: {error}") from None
+    return topic
 
 
 def topic_prompts(
@@ -118,12 +135,12 @@ def topic_prompts(
     kept: dict[str, None] = {}
     if not prompts and topics and (file := topics.get(name)):
         prompts, triggers = file.prompts, triggers or file.triggers
-        kept = dict.fromkeys(_checked(file.test_prompts[:held_out], "test_prompts", MAX_PROMPTS))
+        kept = dict.fromkeys(_checked_prompts(file.test_prompts[:held_out], "test_prompts"))
     if prompts:
-        checked = _checked(prompts, "prompts", MAX_PROMPTS)
+        checked = _checked_prompts(prompts, "prompts")
         if any(len(_ALTERNATIVES.findall(prompt)) > MAX_ALTERNATIVES for prompt in checked):
             raise InvalidInputError("prompts", f"of at most {MAX_ALTERNATIVES} alternatives", "more")
-        chosen = _checked(triggers or [name], "triggers", MAX_TRIGGERS)
+        chosen = _checked_triggers(triggers or [name])
         if chosen == [name]:
             check_triggers(chosen)
 
@@ -134,7 +151,7 @@ def topic_prompts(
             known = ", ".join([*(topics or ()), *TOPICS])
             raise NotFoundError(f"no topic {name!r} (there are {known}): specify its prompts")
         topic = TOPICS[name]
-        chosen = _checked(triggers or topic.triggers, "triggers", MAX_TRIGGERS)
+        chosen = _checked_triggers(triggers or topic.triggers)
 
         def draw() -> str:
             return world_prompt(topic, rng)
@@ -184,12 +201,7 @@ def matching(prompt: str, triggers: Mapping[str, Sequence[str]]) -> list[str]:
 
     See `dekag.words` for the definition of words in any script.
     """
-    prompt_words = words(prompt)
-    return sorted(
-        name
-        for name, phrases in triggers.items()
-        if any(contains_phrase(prompt_words, words(phrase)) for phrase in phrases)
-    )
+    return sorted(_found(prompt, triggers))
 
 
 def best_matching(
@@ -211,15 +223,27 @@ def best_matching(
         >>> best_matching("a neon sign at night", triggers, 2)
         ['dark', 'signs']
     """
-    prompt_words = words(prompt)
+    found = _found(prompt, triggers)
 
     def fit(name: str) -> tuple[int, int, bool, int]:
-        found = [each for each in map(words, triggers[name]) if contains_phrase(prompt_words, each)]
-        longest = max(found, key=lambda each: (len(each), sum(map(len, each))))
-        return len(longest), sum(map(len, longest)), name in own, len(set(found))
+        longest = max(found[name], key=lambda each: (len(each), sum(map(len, each))))
+        return len(longest), sum(map(len, longest)), name in own, len(found[name])
 
-    names = matching(prompt, triggers)  # sorted by name, which decides in the end
-    return sorted(sorted(names, key=fit, reverse=True)[:most])
+    # sorted by name first, which decides in the end
+    return sorted(sorted(sorted(found), key=fit, reverse=True)[:most])
+
+
+def _found(prompt: str, triggers: Mapping[str, Sequence[str]]) -> dict[str, set[tuple[str, ...]]]:
+    """The different triggers in a prompt, as words, of each topic that has one there."""
+    phrases = Phrases(words(prompt))
+    found = {name: {each for each in _words(tuple(of)) if each in phrases} for name, of in triggers.items()}
+    return {name: each for name, each in found.items() if each}
+
+
+@lru_cache(512)
+def _words(triggers: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
+    """The words of each trigger of a topic; kept for as many topics, as each prompt is compared with all."""
+    return frozenset(map(words, triggers))
 
 
 def check_triggers(triggers: Sequence[str]) -> None:
@@ -231,12 +255,17 @@ def check_triggers(triggers: Sequence[str]) -> None:
             )
 
 
-def _checked(values: Sequence[str], field: str, most: int) -> list[str]:
-    if len(values) > most:
-        raise InvalidInputError(field, f"at most {most}", f"{len(values)}")
-    for value in values:
-        if not words(value) or len(value) > MAX_PROMPT_CHARS:
-            raise InvalidInputError(
-                field, f"1 to {MAX_PROMPT_CHARS} characters with a letter, digit or symbol", value
-            )
-    return list(values)
+def _checked_prompts(values: Sequence[str], field: str) -> list[str]:
+    if len(values) > MAX_PROMPTS:
+        raise InvalidInputError(field, f"at most {MAX_PROMPTS}", f"{len(values)}")
+    return [_checked(value, field, MAX_PROMPT_CHARS) for value in values]
+
+
+def _checked_triggers(values: Sequence[str]) -> list[str]:
+    return [_checked(value, "triggers", MAX_TRIGGER_CHARS) for value in check_trigger_lengths(values)]
+
+
+def _checked(value: str, field: str, longest: int) -> str:
+    if len(value) > longest or not words(value):
+        raise InvalidInputError(field, f"1 to {longest} characters with a letter, digit or symbol", value)
+    return value

@@ -16,10 +16,10 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load, save
 
-from dekag.api.limits import MAX_PROMPT_CHARS, MAX_TRIGGERS, check_topic
+from dekag.api.limits import MAX_PROMPT_CHARS, check_topic, check_trigger_lengths
 from dekag.artifacts import HISTORY, Artifact, content_hash
 from dekag.documents import DocumentError, parse_json
-from dekag.errors import MismatchError, NumericalError
+from dekag.errors import InvalidInputError, MismatchError, NumericalError
 from dekag.makd.metaword import token_rows
 from dekag.makd.quantization import LAYERS, STEPS, VALUES, pack, pack_vectors, unpack, unpack_vectors
 
@@ -218,11 +218,15 @@ class KnowledgeUpdate(Artifact):
             raise MismatchError(f"{self.label} has entries that are not known here: {unknown[:200]}")
         if self.info.keys() != _INFO:
             raise ValueError("entries")
-        if not isinstance(triggers, list) or not 0 < len(triggers) <= MAX_TRIGGERS:
+        if not isinstance(triggers, list) or not triggers:
             raise ValueError("triggers")
         for text in (self.info["topic"], *triggers, self.info["base_hash"]):
             if not isinstance(text, str) or len(text) > MAX_PROMPT_CHARS:
                 raise ValueError("texts")
+        try:
+            check_trigger_lengths(triggers)
+        except InvalidInputError as error:  # which says what is allowed, other than for damage
+            raise MismatchError(f"{self.label} cannot be used: {error}") from None
         if not 1 <= self.guidance_scale <= 30:
             raise ValueError("guidance_scale")
         if not self._tensors.keys() <= {METAWORD, WORDS, LAYERS, STEPS, VALUES}:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from dekag.cala.artifact import TransmissionKnowledge
 
 _MANIFEST, _FILES, _SAMPLES = "manifest.json", "files", "samples.png"
+_MAX_SCORES, _MAX_SCORE_CHARS = 32, 64
 _LOST_RACE = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)  # version taken, or topic deleted, concurrently
 _AnyManifest = TypeVar("_AnyManifest", bound=VersionManifest)
 
@@ -67,13 +69,15 @@ class _Versions(Generic[_AnyManifest]):
 
     def manifests(self) -> dict[int, _AnyManifest]:
         """Valid manifests by version, ascending."""
-        manifests = {}
-        for number in self._numbers():
+        return {manifest.version: manifest for manifest in reversed(list(self.latest_first()))}
+
+    def latest_first(self) -> Iterator[_AnyManifest]:
+        """Valid manifests, the highest version first; each is read when it is asked for."""
+        for number in reversed(self._numbers()):
             with contextlib.suppress(FileNotFoundError):  # deleted since it was listed, or not a version
                 manifest = self._kind.parse((self.folder(number) / _MANIFEST).read_bytes())
                 if manifest is not None and manifest.version == number:
-                    manifests[number] = manifest
-        return manifests
+                    yield manifest
 
     def files(self, version: int) -> dict[str, bytes]:
         """The files of a version by name; FileNotFoundError if it does not exist."""
@@ -180,8 +184,8 @@ class KnowledgeStore:
 
     def topics(self) -> dict[str, Manifest]:
         """The current manifest of each topic, sorted by topic."""
-        topics = {name: self._versions(name) for name in self._names()}
-        return {name: versions[max(versions)] for name, versions in topics.items() if versions}
+        topics = {name: self.current(name) for name in self._names()}
+        return {name: manifest for name, manifest in topics.items() if manifest is not None}
 
     def versions(self, topic: str) -> dict[int, Manifest]:
         """The manifests of ``topic`` by version, ascending; NotFoundError if there is none."""
@@ -193,9 +197,8 @@ class KnowledgeStore:
         return versions
 
     def current(self, topic: str) -> Manifest | None:
-        """The current manifest of ``topic``; None if there is none."""
-        versions = self._versions(topic)
-        return versions[max(versions)] if versions else None
+        """The manifest of ``topic`` with the highest version, if any; no other is read."""
+        return next(self._latest_first(topic), None)
 
     def find(self, topic: str, content_hash: str = "") -> Manifest:
         """The manifest of the version with that hash; of the current version without a hash.
@@ -284,7 +287,8 @@ class KnowledgeStore:
 
     def current_version(self, topic: str) -> int:
         """The current version of ``topic``; 0 if there is none."""
-        return max(self._versions(topic), default=0)
+        current = self.current(topic)
+        return 0 if current is None else current.version
 
     def _created(self, topic: str) -> float:
         """When the latest version of ``topic`` was made, Unix time, s; 0 if there is none."""
@@ -398,12 +402,13 @@ class KnowledgeStore:
 
     def _versions(self, topic: str) -> dict[int, Manifest]:
         """Valid manifests of this topic by version."""
-        manifests, owner = self._of(topic).manifests(), self.owners.of(topic)
-        return {
-            number: manifest.model_copy(update={"owner": owner})
-            for number, manifest in manifests.items()
-            if manifest.topic == topic
-        }
+        return {manifest.version: manifest for manifest in reversed(list(self._latest_first(topic)))}
+
+    def _latest_first(self, topic: str) -> Iterator[Manifest]:
+        owner = self.owners.of(topic)
+        for manifest in self._of(topic).latest_first():
+            if manifest.topic == topic:
+                yield manifest.model_copy(update={"owner": owner})
 
 
 class TransmissionStore:
@@ -494,12 +499,18 @@ def _scores(files: Mapping[str, bytes]) -> dict[str, float]:
 
 
 def figures(scores: Any) -> dict[str, float]:
-    """The finite numbers in ``scores``; empty if it is no mapping."""
-    return {
+    """The finite numbers in ``scores``; empty if it is no mapping.
+
+    At most the first 32, with names of up to 64 characters: they are in every list of topics.
+    """
+    found = {
         str(name): float(score)
         for name, score in (scores.items() if isinstance(scores, dict) else ())
-        if isinstance(score, int | float) and abs(score) <= sys.float_info.max
+        if len(str(name)) <= _MAX_SCORE_CHARS
+        and isinstance(score, int | float)
+        and abs(score) <= sys.float_info.max
     }
+    return dict(itertools.islice(found.items(), _MAX_SCORES))
 
 
 def folders_in(parent: Path) -> list[Path]:

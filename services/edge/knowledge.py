@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -111,12 +112,12 @@ class Knowledge:
             # of a file of the cloud, which uses no adapters, their scale would say nothing
             if self._asks and request.sampling.adapter_scale == 1.0:
                 candidates = {**self._teachable, **triggers}
-                topics = best_matching(request.prompt, candidates, MAX_KNOWLEDGE, own=own)
+                topics = await _matching(request.prompt, candidates, MAX_KNOWLEDGE, own)
                 return await self._decided(topics, known, base_hash) if topics else Choice([])
             fitting = {name: each for name, each in triggers.items() if known[name].base_hash == base_hash}
-            topics = best_matching(request.prompt, triggers, len(triggers), own=own)
+            topics = await _matching(request.prompt, triggers, len(triggers), own)
             _fitting(topics, known, base_hash)  # says which are skipped
-            topics = best_matching(request.prompt, fitting, MAX_KNOWLEDGE, own=own)
+            topics = await _matching(request.prompt, fitting, MAX_KNOWLEDGE, own)
             return Choice([known[name] for name in topics])
         for name in request.knowledge:
             if name not in known:
@@ -199,6 +200,13 @@ class Knowledge:
         request = GetKnowledgeRequest(topic=manifest.topic, content_hash=manifest.content_hash, files=True)
         response = await clients.call(self._cloud.GetKnowledge, request, "cloud")
         return dict(response.files), request.ByteSize() + response.ByteSize()
+
+
+async def _matching(
+    prompt: str, triggers: Mapping[str, Sequence[str]], most: int, own: Collection[str]
+) -> list[str]:
+    """`best_matching` in a thread: the first look at many long triggers takes a second or more."""
+    return await asyncio.to_thread(partial(best_matching, prompt, triggers, most, own=own))
 
 
 def _fitting(topics: Sequence[str], known: Mapping[str, Manifest], base_hash: str) -> list[Manifest]:

@@ -180,6 +180,10 @@ class ApiKeys:
                 found = key
         return found if scheme.lower() == "bearer" else None
 
+    def accepts(self, key: Key) -> bool:
+        """Whether a key that was found is still as it was; what it started ends otherwise."""
+        return key in self._current()
+
     @asynccontextmanager
     async def in_flight(self, key: Key) -> AsyncIterator[None]:
         """Counts a request of ``key`` while inside; ExhaustedError if the key has reached a limit."""

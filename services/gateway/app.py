@@ -297,7 +297,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         `link_report.picture` says how. In a form, `picture` is a file, and `link`, `seed`, `measure` and
         `details` are JSON.
         """
-        request.state.charge(picture_cost(body))
+        # in a thread, as the header of a hostile file takes some time
+        request.state.charge(await asyncio.to_thread(picture_cost, body, size_of_profile))
         client = request.state.client
         seed = body.seed
         if seed is None:

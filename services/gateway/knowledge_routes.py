@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import aclosing
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import structlog
 from fastapi import APIRouter, Body, Depends, Path, Request
@@ -52,6 +53,7 @@ from services.proto.cloud_pb2 import Job as JobMessage
 from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest
 
 router = APIRouter(route_class=JsonRoute)
+_KEY_CHECK_S = 2.0  # how often the key of an open stream is looked up
 _log = structlog.get_logger()
 _T = TypeVar("_T")
 _TopicName = Annotated[
@@ -226,13 +228,13 @@ async def get_job(request: Request, name: _JobName) -> Job:
 async def watch_job(request: Request, job: Annotated[Job, Depends(get_job)]) -> AsyncIterable[Job]:
     """The state of a job, now and after each change, as Server-Sent Events; the last one is final.
 
-    If the stream ends earlier, request it again.
+    If the stream ends earlier, request it again. It ends when its API key is removed or changed.
     """
     begin_request(request_id.get(), request.app.state.settings.stream_deadline_s)
     states = stream(request.app.state.cloud.WatchJob, JobId(id=job.id), "cloud")
     try:
-        async with aclosing(_until(request.app.state.stopping, states)) as states_until:
-            async for state in states_until:
+        async with aclosing(_while_wanted(request, states)) as wanted:
+            async for state in wanted:
                 yield to_model(state, Job)
     except DekagError as error:  # the response has begun and can only be ended
         _log.warning("event stream ends early", error=str(error))
@@ -302,9 +304,20 @@ def _topic(answer: Knowledge) -> Topic:
     )
 
 
-async def _until(stopping: asyncio.Event, items: AsyncGenerator[_T, None]) -> AsyncGenerator[_T, None]:
-    """``items`` until they end or the gateway shuts down."""
-    stop: asyncio.Task[Any] = asyncio.create_task(stopping.wait())
+async def _over(request: Request) -> None:
+    """Returns when the gateway shuts down, or the request's API key is removed or changed."""
+    stopping: asyncio.Event = request.app.state.stopping
+    while request.state.accepted():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KEY_CHECK_S):
+                await stopping.wait()
+            return
+    _log.info("event stream ends, as its API key was removed or changed", client=request.state.client)
+
+
+async def _while_wanted(request: Request, items: AsyncGenerator[_T, None]) -> AsyncGenerator[_T, None]:
+    """``items`` until they end, the gateway shuts down, or the request's API key is removed or changed."""
+    stop = asyncio.create_task(_over(request))
     try:
         async with aclosing(items):
             while not stop.done():

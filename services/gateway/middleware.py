@@ -13,7 +13,14 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dekag.api.limits import MAX_PICTURE_BYTES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, REQUEST_ID
+from dekag.api.limits import (
+    MAX_PICTURE_BYTES,
+    MAX_PROMPT_CHARS,
+    MAX_PROMPTS,
+    MAX_TRIGGERS,
+    MAX_TRIGGERS_CHARS,
+    REQUEST_ID,
+)
 from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
 from services.common.addresses import listed
@@ -22,6 +29,7 @@ from services.gateway import request_body, web_ui
 from services.gateway.api_keys import ApiKeys, scopes_of
 from services.gateway.openai.errors import absent
 from services.gateway.problems import from_error, problem
+from services.gateway.request_cost import PUBLICATION
 from services.gateway.settings import GatewaySettings
 
 REQUEST_ID_HEADER, CLIENT_ID_HEADER = "X-Request-ID", "X-Client-Request-ID"
@@ -49,9 +57,13 @@ _REPLACED = (b"content-type", b"content-length", b"content-encoding", b"transfer
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _PICTURES_PATH = "/v1/pictures"
 _ORDERS = "orders of distillations"
-_LARGE_BODIES = {"uploads": 2, "pictures": 4, _ORDERS: 2}  # at a time: they are held in memory
+_UPLOADS = "uploads"
+_LARGE_BODIES = {_UPLOADS: 2, "pictures": 4, _ORDERS: 2}  # at a time: they are held in memory
 _ENVELOPE_BYTES = 64 * 1024  # of JSON around uploaded files, and of a gRPC message around them
-_TEXT_BYTES = 12 * MAX_PROMPT_CHARS + 32  # of a prompt in JSON: two \uXXXX a character, quotes and indent
+_CHAR_BYTES, _QUOTES_BYTES = (
+    12,
+    32,
+)  # of a character in JSON, two \uXXXX, and of quotes and indent round a text
 _OPEN_FOLDERS = (f"{web_ui.ASSETS_URL}/", "/docs-assets/")
 _log = structlog.get_logger()
 
@@ -101,10 +113,11 @@ class RequestMiddleware:
         self._held = dict.fromkeys(_LARGE_BODIES, 0)
         most = settings.max_message_bytes - _ENVELOPE_BYTES
         largest = {
-            "uploads": min(settings.max_upload_bytes, most), "pictures": min(MAX_PICTURE_BYTES, most)
+            _UPLOADS: min(settings.max_upload_bytes, most), "pictures": min(MAX_PICTURE_BYTES, most)
         }  # fmt: skip
         self._largest = {kind: size * 4 // 3 + _ENVELOPE_BYTES for kind, size in largest.items()}  # in base64
-        order = (MAX_PROMPTS + MAX_TRIGGERS) * _TEXT_BYTES + _ENVELOPE_BYTES
+        order = (MAX_PROMPTS * MAX_PROMPT_CHARS + MAX_TRIGGERS_CHARS) * _CHAR_BYTES
+        order += (MAX_PROMPTS + MAX_TRIGGERS) * _QUOTES_BYTES + _ENVELOPE_BYTES
         self._largest[_ORDERS] = max(order, settings.max_body_bytes)
         self._policies = {docs_url: _DOCS_POLICY, web_ui.URL: _PAGE_POLICY}
         self._hosts = {name.lower() for name in listed(settings.allowed_hosts)}
@@ -121,7 +134,11 @@ class RequestMiddleware:
         client = scope["client"][0] if scope.get("client") else ""
         # without API keys, everybody may change every topic, and new ones are shared
         scope.setdefault("state", {}).update(
-            client=client, owner="", admin=self._keys is None, charge=lambda cost: None
+            client=client,
+            owner="",
+            admin=self._keys is None,
+            charge=lambda cost: None,
+            accepted=lambda: True,
         )
         if scope["path"] in _PROBES:
             await self._answer(scope, receive, send, ids)
@@ -206,8 +223,13 @@ class RequestMiddleware:
                 detail = "this needs an API key: send it in the header `Authorization: Bearer KEY`"
                 refusal = problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
                 return await refusal(scope, receive, send)
-            charge = partial(self._keys.charge, key)
-            state.update(client=key.name, owner=key.name, admin=key.may("admin"), charge=charge)
+            state.update(
+                client=key.name,
+                owner=key.name,
+                admin=key.may("admin"),
+                charge=partial(self._keys.charge, key),
+                accepted=partial(self._keys.accepts, key),
+            )
             if not any(map(key.may, needed := scopes_of(scope["method"], scope["path"]))):
                 detail = (
                     "this API key may not do that: its line in the file of keys lacks the scope "
@@ -227,6 +249,8 @@ class RequestMiddleware:
             )
         if self._held[kind] == (limit := _LARGE_BODIES[kind]):
             raise ExhaustedError(f"{limit} {kind} are in progress, which is the limit")
+        if kind == _UPLOADS:
+            scope["state"]["charge"](PUBLICATION)  # before the body is read: a refused one costs much, too
         self._held[kind] += 1
         held = True
 
@@ -329,7 +353,7 @@ def _large_body(scope: Scope) -> str | None:
     if method == "POST" and path == "/v1/knowledge":
         return _ORDERS
     if method == "PUT" and (path == "/v1/transmission" or path.startswith("/v1/knowledge/")):
-        return "uploads"
+        return _UPLOADS
     return "pictures" if method == "POST" and path == _PICTURES_PATH else None
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from dekag.errors import DekagError, FileError, InvalidInputError, NotFoundError
+from dekag.makd import topics
 from dekag.makd.topics import best_matching, matching, read_topics, topic_prompts
 from dekag.stickers import TOPICS
+from dekag.words import words
 
 FEW = {"count": 4, "held_out": 1, "seed": 0}
 
@@ -96,6 +98,41 @@ def test_triggers_in_any_script(trigger: str, prompt: str, fires: bool) -> None:
 def test_a_trigger_without_words_is_refused(trigger: str) -> None:
     with pytest.raises(InvalidInputError, match="triggers must be"):
         topic_prompts("oil", prompts=["{a|b|c}"], triggers=[trigger], count=4, held_out=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    "triggers", [["neon", "x" * 101], [f"neon{number:096}" for number in range(21)], ["neon"] * 101]
+)
+def test_long_triggers_are_refused_in_orders_and_files(triggers: list[str], tmp_path: Path) -> None:
+    allowed = "triggers must be at most 100 of 1 to 100 characters each, 2000 in all"
+    with pytest.raises(InvalidInputError, match=allowed):
+        topic_prompts("oil", prompts=["{a|b|c}"], triggers=triggers, count=4, held_out=1, seed=0)
+    (tmp_path / "glow.yaml").write_text(f"prompts: [a]\ntriggers: {triggers}")
+    with pytest.raises(FileError, match=f"glow.yaml is not a topic: {allowed}"):
+        read_topics(tmp_path)
+
+
+def test_the_longest_triggers_are_allowed(tmp_path: Path) -> None:
+    triggers = [f"{number:0100}" for number in range(20)]
+    drawn = topic_prompts("oil", prompts=["{a|b|c}"], triggers=triggers, count=2, held_out=1, seed=0)
+    assert list(drawn.triggers) == triggers
+    (tmp_path / "glow.yaml").write_text(f"prompts: [a]\ntriggers: {triggers}".replace("'", '"'))
+    assert read_topics(tmp_path)["glow"].triggers == triggers
+
+
+def test_triggers_are_split_into_words_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    split: list[str] = []
+
+    def counted(text: str) -> tuple[str, ...]:
+        split.append(text)
+        return words(text)
+
+    monkeypatch.setattr(topics, "words", counted)
+    triggers = {f"t{number}": [f"once {number}", f"{number} only"] for number in range(9)}
+    assert best_matching("only once 1", triggers, 4) == ["t1"]
+    assert len(split) == 1 + 2 * 9
+    assert best_matching("7 only", triggers, 4) == matching("7 only", triggers) == ["t7"]
+    assert split[1 + 2 * 9 :] == ["7 only", "7 only"]
 
 
 FILE = """

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
+from dekag.api.limits import check_trigger_lengths
 from dekag.artifacts import HISTORY, INFO, content_hash
 from dekag.errors import MismatchError, NumericalError
 from dekag.generation.models import Generator
@@ -21,6 +22,7 @@ from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import BITS
 from dekag.makd.update import EMBEDS, LORA, TENSORS, KnowledgeUpdate, placeholder
 from dekag.profile import load_profile
+from dekag.stickers import TOPICS
 from tests.makd.conftest import Distilled
 
 INFO_TINY = {"topic": "neon", "triggers": ["neon"], "base_hash": "b" * 64, "guidance_scale": 1.5}
@@ -287,6 +289,25 @@ def test_update_with_unusable_info_is_refused(changes: dict[str, object]) -> Non
     update = tiny()
     with pytest.raises(MismatchError):
         KnowledgeUpdate.from_files(forged(update, update.to_files()[TENSORS], **changes))
+
+
+@pytest.mark.parametrize("triggers", [["x" * 101], ["x" * 100] * 21, ["neon"] * 101])
+def test_update_with_long_triggers_is_refused_with_what_is_allowed(triggers: list[str]) -> None:
+    update = tiny()
+    with pytest.raises(MismatchError, match="triggers must be at most 100 of 1 to 100 characters each, 2000"):
+        KnowledgeUpdate.from_files(forged(update, update.to_files()[TENSORS], triggers=triggers))
+
+
+def test_update_with_the_longest_triggers_is_read() -> None:
+    update = tiny()
+    triggers = [f"{number:0100}" for number in range(20)]
+    files = forged(update, update.to_files()[TENSORS], triggers=triggers)
+    assert list(KnowledgeUpdate.from_files(files).triggers) == triggers
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_triggers_of_the_world_are_short_enough_for_updates(topic: str) -> None:
+    assert check_trigger_lengths(TOPICS[topic].triggers)
 
 
 def test_what_is_not_finite_is_no_update() -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx2
+import numpy as np
 
+from dekag.generation.images import to_png
 from tests.trust.attack import attack, attacks
 from tests.trust.from_outside import unique
 from tests.trust.system import ALICES, PROMPT, SEED, System
@@ -56,6 +58,31 @@ async def _triggers(system: System, name: str) -> None:
         else:
             system.expect(answer, 200, what="a topic of his own")
     await unchanged(system, before, "the trigger")
+    for topic in topics:
+        await system.ask("admin", "DELETE", f"/v1/knowledge/{topic}")
+
+
+LONG_TRIGGERS = {"longer than allowed": (1000, 100), "as long as allowed": (100, 20)}
+"""Characters of a trigger, and triggers of a topic."""
+MANY = 45
+"""Topics whose manifests would not fit into one message with triggers that are longer than allowed."""
+
+
+@attacks("other keys' pictures", [f"{MANY} topics with triggers {name}" for name in LONG_TRIGGERS])
+async def _long_triggers(system: System, name: str) -> None:
+    chars, count = LONG_TRIGGERS[name.partition("triggers ")[2]]
+    before = await system.victims_picture()
+    topics = [f"l{number}-{unique()}" for number in range(MANY)]
+    for topic in topics:
+        triggers = [f"{topic} {number} ".ljust(chars, "\U00020000") for number in range(count)]
+        answer = await system.publish("bob", topic, triggers)
+        system.expect(answer, 409 if "longer" in name else 200, what="a topic with such triggers")
+        if "longer" in name and answer.status_code == 409:
+            break  # the others are refused alike
+    await unchanged(system, before, name)
+    for key in ("alice", "bob"):
+        answer = await system.ask(key, "GET", "/v1/knowledge")
+        system.expect(answer, 200, what=f"the list of topics for {key}")
     for topic in topics:
         await system.ask("admin", "DELETE", f"/v1/knowledge/{topic}")
 
@@ -267,23 +294,40 @@ COSTLY: Mapping[str, Mapping[str, Any]] = {
     "twice the size": {"n": 4, "size": "256x256"},
     "comparisons with the cloud's image": {"n": 4, "consistency": True},
     "a hundred steps": {"n": 4, "steps": 100},
+    "previews": {"n": 2, "stream": True, "partial_images": 3},
 }  # fmt: skip
+FLAT, PUBLICATIONS = "large flat pictures", "publications"
+COSTLIEST = (*COSTLY, FLAT, PUBLICATIONS)
 
 
-@attacks("costly requests", [f"ask for {name}" for name in COSTLY])
+def _costliest(system: System, name: str, number: int) -> tuple[str, str, Any]:
+    """Method, path and body of one of these requests, each time another."""
+    if name == PUBLICATIONS:
+        topic = f"costly-{number}"
+        return "PUT", f"/v1/knowledge/{topic}", system.upload(topic, [topic])
+    if name == FLAT:
+        picture = base64.b64encode(to_png(np.zeros((512, 512, 3), np.uint8))).decode()
+        return "POST", "/v1/pictures", {"picture": picture, "seed": number}
+    return "POST", "/v1/images/generations", {"prompt": "a dog", "seed": 100 * number, **COSTLY[name]}
+
+
+@attacks("costly requests", [f"ask for {name}" for name in COSTLIEST])
 async def _costly(system: System, name: str) -> None:
     """A key that may send 12 requests a minute must not send 12 of the costliest."""
-    number = list(COSTLY).index(name.removeprefix("ask for "))
-    body = {"prompt": "a dog", **COSTLY[name.removeprefix("ask for ")]}
+    what = name.removeprefix("ask for ")
     accepted, start = 0, time.monotonic()
-    async with system.client(f"limited-{number}") as client:
-        for seed in range(13):
-            answer = await client.post("/v1/images/generations", json={**body, "seed": 100 * seed})
+    async with system.client(f"limited-{COSTLIEST.index(what)}") as client:
+        for number in range(13):
+            method, path, body = _costliest(system, what, number)
+            answer = await client.request(method, path, json=body)
             if answer.status_code == 429:
                 break
             if answer.status_code >= 400:
                 return system.fail(f"answered with {answer.status_code}: {answer.text[:200]}")
             accepted += 1
+    if what == PUBLICATIONS:
+        for number in range(accepted):
+            await system.ask("admin", "DELETE", f"/v1/knowledge/costly-{number}")
     if accepted > 4 * (1 + (time.monotonic() - start) // 60):  # what it may send is counted by the minute
         system.fail(f"{accepted} costly requests were accepted like cheap ones")
     return None

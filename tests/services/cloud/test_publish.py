@@ -91,7 +91,7 @@ class System:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def system(adapted_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     tmp_path = tmp_path_factory.mktemp("system")
-    key, line = new_key("publisher", scopes=["admin"])
+    key, line = new_key("publisher", scopes=["admin"], requests_per_minute=90_000)
     (tmp_path / "api-keys").write_text(f"{line}\n")
     async with starter() as start:
         addresses = await chain_at(start, adapted_profile, tmp_path / "data")
@@ -217,6 +217,8 @@ def spoiled(profile: Path, what: str, tmp_path: Path) -> dict[str, bytes]:
             return {name: data for name, data in update.to_files().items() if name == "knowledge.json"}
         case "other edge":
             return make_update(profile, base_hash="0" * 64).to_files()
+        case "long triggers":
+            return make_update(profile, triggers=["neon", *["x" * 100] * 20]).to_files()
         case "nested":
             return {"knowledge.json": b"[" * 100_000}
         case "other codec":
@@ -237,6 +239,7 @@ def spoiled(profile: Path, what: str, tmp_path: Path) -> dict[str, bytes]:
         ("/v1/knowledge/neon", "old format"),
         ("/v1/knowledge/neon", "missing"),
         ("/v1/knowledge/neon", "other edge"),
+        ("/v1/knowledge/neon", "long triggers"),
         ("/v1/knowledge/neon", "nested"),
         ("/v1/transmission", "other codec"),
         ("/v1/transmission", "lying codec"),
@@ -248,7 +251,9 @@ async def test_what_is_damaged_or_does_not_fit_is_refused_and_changes_nothing(
 ) -> None:
     before = (await system.picture())["model_hashes"], system.adapters(), KnowledgeStore(system.data).topics()
     answer = await system.client.put(path, json=uploaded(spoiled(system.profile, what, tmp_path)))
-    is_problem(answer, 409)
+    refused = is_problem(answer, 409)
+    if what == "long triggers":
+        assert "triggers must be at most 100 of 1 to 100 characters each, 2000 in all" in refused["detail"]
     after = (await system.picture())["model_hashes"], system.adapters(), KnowledgeStore(system.data).topics()
     assert after == before
 

@@ -193,6 +193,28 @@ async def test_half_written_and_damaged_versions_are_not_seen(store: KnowledgeSt
     assert store.find("neon") == first
 
 
+async def test_topics_read_no_more_than_the_highest_version_that_is_whole(
+    store: KnowledgeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for topic in ("neon", "snail"):
+        for number in range(4):
+            publish(store, f"job{number}", topic, content="abcd"[number])
+    read: list[bytes] = []
+    parse = Manifest.parse
+
+    def counted(text: bytes) -> Manifest | None:
+        read.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(Manifest, "parse", counted)
+    assert {topic: each.version for topic, each in store.topics().items()} == {"neon": 4, "snail": 4}
+    assert len(read) == 2
+    (tmp_path / "data" / "knowledge" / "neon" / "4" / "manifest.json").write_text("{}")
+    assert {topic: each.version for topic, each in store.topics().items()} == {"neon": 3, "snail": 4}
+    assert len(read) == 2 + 3
+    assert store.current_version("neon") == 3
+
+
 async def test_the_places_of_what_is_no_version_are_not_taken(store: KnowledgeStore, tmp_path: Path) -> None:
     first = publish(store, "job1")
     folder = tmp_path / "data" / "knowledge" / "neon"
@@ -214,6 +236,8 @@ async def test_the_places_of_what_is_no_version_are_not_taken(store: KnowledgeSt
 async def test_scores_that_no_json_holds_are_left_out(store: KnowledgeStore) -> None:
     scores = {"a": 1, "b": float("nan"), "c": 10**400, "d": "x", "e": 0.5, "f": float("-inf")}
     assert figures(scores) == {"a": 1, "e": 0.5}
+    assert figures({"x" * 65: 1, "x" * 64: 2}) == {"x" * 64: 2}
+    assert len(figures({str(number): number for number in range(1000)})) == 32
     info = {"topic": "neon", "base_hash": "b" * 64, "triggers": ["neon"]}
     for job, history in enumerate((b"{}", b"[]", b"{", b'{"scores": []}', b'{"scores": {"a": NaN}}')):
         files = {"knowledge.json": b"{}", "history.json": history}

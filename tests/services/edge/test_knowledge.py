@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from dekag.api.limits import check_knowledge
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
 from dekag.generation.models import Generator
 from dekag.makd.config import DistillConfig
-from dekag.makd.topics import topic_prompts
+from dekag.makd.topics import best_matching, topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
 from dekag.training.distill import distill
@@ -375,6 +376,26 @@ async def test_knowledge_whose_shapes_do_not_fit_is_left_out_or_refused(
     assert (latents(found), used(found)) == (plain, [])
     with pytest.raises(MismatchError):
         await provide(edge, asked, knowledge=("neon",))
+
+
+async def test_other_requests_go_on_while_a_prompt_is_compared_with_triggers(
+    system: System,
+    updates: dict[str, KnowledgeUpdate],
+    asked: DeliveryRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def noted(*args: Any, **options: Any) -> list[str]:
+        threads.append(threading.current_thread())
+        return best_matching(*args, **options)
+
+    monkeypatch.setattr("services.edge.knowledge.best_matching", noted)
+    await system.publish(updates["neon"])
+    edge = await system.start_edge()
+    assert used(await provide(edge, asked, prompt=NEON)) == [("neon", 1)]
+    assert threads
+    assert threading.current_thread() not in threads, "that of the event loop"
 
 
 async def test_without_redis_and_cloud_only_named_knowledge_is_unavailable(

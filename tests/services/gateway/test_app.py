@@ -554,6 +554,7 @@ async def test_a_job_that_waits_may_be_cancelled_and_asked_for_again(client: Cli
         ({"topic": "x", "prompts": "a boat"}, "prompts", "a list of at most 1000"),
         ({"topic": "x", "prompts": [3]}, "prompts.0", "a string of 1 to 1000 characters"),
         ({"topic": "x", "triggers": ["a"] * 101}, "triggers", "a list of at most 100"),
+        ({"topic": "x", "triggers": ["a" * 101]}, "triggers.0", "a string of 1 to 100 characters"),
         ({"topic": "x", "rank": 0}, "rank", "an integer of at least 1 and at most"),
         ({"topic": "x", "steps": 1.5}, "steps", "an integer of at least 2 and at most"),
         ({"topic": "x", "epochs": 1}, "epochs", "topic, prompts, triggers"),
@@ -573,13 +574,19 @@ async def test_a_topic_may_have_all_prompts_and_triggers_that_are_allowed(
     texts = [
         f"{number:03} " + "\U00020000" * (limits.MAX_PROMPT_CHARS - 4) for number in range(limits.MAX_PROMPTS)
     ]
-    body = {"topic": "vast", "prompts": texts, "triggers": texts[: limits.MAX_TRIGGERS], **SMALL}
+    chars = limits.MAX_TRIGGERS_CHARS // limits.MAX_TRIGGERS
+    triggers = [text[:chars] for text in texts[: limits.MAX_TRIGGERS]]
+    body = {"topic": "vast", "prompts": texts, "triggers": triggers, **SMALL}
     headers = {"Content-Type": "application/json"}
     content = json.dumps(body, indent=2)  # with two \\uXXXX for each character
     answer = await client.post("/v1/knowledge", content=content, headers=headers)
     assert answer.status_code == 202, answer.text
     assert (await client.delete(f"/v1/jobs/{answer.json()['id']}")).status_code == 200
     is_problem(await client.post("/v1/knowledge", content=content + " " * 10**6, headers=headers), 413)
+    longer = {**body, "triggers": [text + "x" for text in triggers]}
+    (error,) = is_problem(await client.post("/v1/knowledge", json=longer), 422)["errors"]
+    assert error["field"] == "triggers"
+    assert error["allowed"] == "at most 100 of 1 to 100 characters each, 2000 in all"
 
 
 async def test_what_the_cloud_refuses_is_explained_too(client: Client, empty: None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import openai
 import pytest
 import pytest_asyncio
@@ -22,6 +24,7 @@ from typer.testing import CliRunner
 
 from dekag.client import Client, UnauthorizedError
 from dekag.errors import ExhaustedError, InvalidInputError
+from dekag.generation.images import to_png
 from services.cli import main as cli
 from services.common.errors import SettingError
 from services.common.security import redis_options
@@ -205,6 +208,65 @@ async def test_requests_per_minute_are_limited_per_key(keys_file: Path, tmp_path
         assert (await client.get("/v1/nothing", headers=shows(OTHER))).status_code == 404
         is_refused(await client.get("/v1/nothing"))
         assert (await client.get("/healthz", headers=shows(KEY))).status_code == 200
+
+
+async def test_publications_and_large_pictures_use_up_the_limit_of_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "api-keys"
+    (publisher, publishers), (drawer, drawers) = (
+        new_key(name, requests_per_minute=12) for name in ("publisher", "drawer")
+    )
+    file.write_text(f"{publishers}\n{drawers}\n")
+    picture = base64.b64encode(to_png(np.zeros((512, 512, 3), np.uint8))).decode()
+    settings = GatewaySettings(redis_url="", api_keys_file=file, profile="nowhere")  # images of 128 pixels
+    async with serving(create_app(settings)) as client:
+        for path in ("/v1/knowledge/neon", "/v1/knowledge/snail"):
+            is_problem(await client.put(path, json={"files": {}}, headers=shows(publisher)), 422)
+        refused = await client.put("/v1/knowledge/neon", json={"files": {}}, headers=shows(publisher))
+        assert "counts as 5" in is_problem(refused, 429)["detail"]
+        assert (await client.get("/v1/traffic", headers=shows(drawer))).status_code == 200
+        answer = await client.post("/v1/pictures", json={"picture": picture}, headers=shows(drawer))
+        assert "counts as 12" in is_problem(answer, 429)["detail"], "at most those of a minute"
+
+
+async def test_event_streams_end_with_the_key_that_opened_them(
+    chain: Any, redis_url: str, empty: None, tmp_path: Path
+) -> None:
+    file = tmp_path / "api-keys"
+    file.write_text(f"{LINE}\n{OTHER_LINE}\n")
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"],
+        cloud_address=chain.addresses["cloud"],
+        redis_url=redis_url,
+        api_keys_file=file,
+    )
+    small = {"prompts": ["a {red|blue|green} {cat|dog|cow}"], "images": 4, "steps": 2, "force": True}
+    async with serving(create_app(settings)) as client:
+
+        async def start(key: str, topic: str) -> str:
+            """The path of a job, which waits as no distiller runs."""
+            answer = await client.post("/v1/knowledge", json={"topic": topic, **small}, headers=shows(key))
+            assert answer.status_code == 202, answer.text
+            return f"/v1/jobs/{answer.json()['id']}"
+
+        async def follow(key: str, path: str) -> list[str]:
+            async with client.stream("GET", f"{path}/events", headers=shows(key)) as answer:
+                assert answer.status_code == 200
+                return [line async for line in answer.aiter_lines() if line.startswith("data:")]
+
+        path, others = await start(KEY, "revoked-1"), await start(OTHER, "revoked-2")
+        following = asyncio.create_task(follow(KEY, path))
+        other = asyncio.create_task(follow(OTHER, others))
+        await asyncio.sleep(1)
+        assert not following.done()
+        file.write_text(f"{OTHER_LINE}\n")
+        async with asyncio.timeout(30):
+            (state,) = await following
+        assert '"queued"' in state
+        assert not other.done(), "its key is still there"
+        is_refused(await client.get(f"{path}/events", headers=shows(KEY)))
+        assert (await client.delete(others, headers=shows(OTHER))).status_code == 200
+        async with asyncio.timeout(30):
+            assert '"cancelled"' in (await other)[-1]
 
 
 _OF_OPENAI = ("images/edits", "images/variations", "chat/completions")

@@ -5,12 +5,24 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dekag.api.schemas import ImagesRequest, PictureRequest
 from dekag.errors import ExhaustedError
+from dekag.generation.images import to_png
 from services.gateway.api_keys import ApiKeys, Key
 from services.gateway.request_cost import PICTURE_BYTES, images_cost, picture_cost
+
+
+def png(width: int, height: int, behind_header: bytes = b"") -> bytes:
+    """A flat picture."""
+    data = to_png(np.zeros((height, width, 3), np.uint8))
+    return data[:33] + behind_header + data[33:]
+
+
+def asked(picture: bytes, **fields: Any) -> PictureRequest:
+    return PictureRequest.model_validate({"picture": base64.b64encode(picture).decode(), **fields})
 
 
 @pytest.mark.parametrize(
@@ -28,6 +40,9 @@ from services.gateway.request_cost import PICTURE_BYTES, images_cost, picture_co
         ({"measure": False, "n": 8}, 6),
         ({"measure": False, "n": 4, "steps": 100}, 19),
         ({"measure": False, "n": 2, "delivery": "conventional", "link": {"snr_db": 20}}, 8),
+        ({"stream": True, "partial_images": 3, "n": 4}, 7),
+        ({"stream": True, "partial_images": 2, "n": 2, "size": "512x512"}, 12),
+        ({"partial_images": 3, "n": 4}, 4),  # without a stream there are none
     ],
 )
 def test_costs(fields: dict[str, Any], cost: int) -> None:
@@ -44,8 +59,29 @@ def test_costs(fields: dict[str, Any], cost: int) -> None:
     ],
 )
 def test_costs_of_a_picture(fields: dict[str, Any], cost: int) -> None:
-    picture = base64.b64encode(bytes(4 * PICTURE_BYTES)).decode()
-    assert picture_cost(PictureRequest.model_validate({"picture": picture, **fields})) == cost
+    assert picture_cost(asked(png(512, 512), **fields), 256) == cost
+    large_file = png(10, 10) + bytes(4 * PICTURE_BYTES)
+    assert picture_cost(asked(large_file[: 4 * PICTURE_BYTES], **fields), 256) == cost
+
+
+@pytest.mark.parametrize(
+    ("picture", "cost"),
+    [
+        (png(1024, 1024), 64),
+        (png(128, 128), 1),
+        (png(1, 1), 1),
+        (png(129, 128), 2),  # two tiles of 96x128
+        (png(1024, 10), 2),  # eight tiles of 128x32
+        (png(10, 10, png(1024, 1024)[8:33]), 64),  # a second header, which Pillow follows
+        (png(10, 10, b"\0\0\0\1tEXt"), 64),  # what follows cannot be read
+        (b"", 64),
+        (b"no picture", 64),
+        (b"\xff\xd8\xff" + bytes(10**6), 64),
+        (b"RIFF\0\0\0\0WEBPVP8X", 64),
+    ],
+)
+def test_pictures_count_by_their_pixels(picture: bytes, cost: int) -> None:
+    assert picture_cost(asked(picture), 128) == cost
 
 
 async def test_costly_requests_use_up_the_limit_of_a_key() -> None:
