@@ -134,9 +134,8 @@ class Housekeeping:
 
 def topics_in_use(data_dir: Path) -> set[str]:
     """Topics that have versions or an unfinished job."""
-    return {folder.name for folder in folders_in(data_dir / "knowledge")} | waiting_topics(
-        JobFolders(data_dir)
-    )
+    waiting = waiting_topics(JobFolders(data_dir))  # first: one that ends meanwhile has published already
+    return waiting | {folder.name for folder in folders_in(data_dir / "knowledge")}
 
 
 def waiting_topics(folders: JobFolders) -> set[str]:

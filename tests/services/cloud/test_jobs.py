@@ -26,6 +26,7 @@ from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from services.cloud.distiller import Distiller
+from services.cloud.housekeeping import check_quotas
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import DistillQueue
 from services.cloud.servicer import CloudServicer
@@ -198,6 +199,35 @@ async def test_a_job_belongs_to_who_started_it_and_a_refused_one_claims_no_topic
     again = await clients.call(cloud.Distill, DistillRequest(topic="snail", owner="bob", **SMALL), "cloud")
     assert again.owner == "bob", "nothing of the topic was left"
     assert (await clients.call(cloud.GetJob, JobId(id=job.id), "cloud")).owner == "alice"
+
+
+async def test_a_topic_that_is_deleted_and_published_again_at_once_stays_its_owners(
+    start: Start,
+    connect: Connect,
+    dummy_profile: Path,
+    redis_url: str,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = CloudSettings(
+        port=0, redis_url=redis_url, profile=str(dummy_profile), data_dir=data_dir, mirror_every_s=3600
+    )
+    servicer = CloudServicer(settings)
+    cloud = CloudStub(connect(await start(servicer, add_CloudServicer_to_server, settings)))
+    update = tiny_update(dummy_profile)
+    publish = cloud_pb2.PublishKnowledgeRequest(topic="neon", owner="alice", files=update.to_files())
+    await clients.call(cloud.PublishKnowledge, publish, "cloud")
+    os.utime(data_dir / "owners" / "neon", (1.0, 1.0))
+    await clients.call(cloud.DeleteKnowledge, cloud_pb2.DeleteKnowledgeRequest(topic="neon"), "cloud")
+
+    def tidy_first(*given: Any) -> None:
+        for _ in range(2):
+            servicer._housekeeping.tidy()
+        check_quotas(*given)
+
+    monkeypatch.setattr("services.cloud.servicer.check_quotas", tidy_first)
+    answer = await clients.call(cloud.PublishKnowledge, publish, "cloud")
+    assert answer.manifest.owner == "alice", "housekeeping came between claim and version"
 
 
 async def test_a_job_that_takes_too_long_fails(cloud: CloudAsyncStub, settings: DistillerSettings) -> None:
