@@ -287,8 +287,11 @@ class DemandLedger:
         return spent / files if files else float(self._settings.demand_file_bytes)
 
     def _now(self) -> Period:
-        """The current period; a new one, not yet begun, if the last one is over."""
-        if time.time() >= self._period.began + self._settings.demand_period_s:
+        """The current period; a new one, not yet begun, if the last one is over or begins only later.
+
+        The latter is so after the clock was set back: the budget would be spent until it has caught up.
+        """
+        if not 0 <= time.time() - self._period.began < self._settings.demand_period_s:
             self._period = Period()
         return self._period
 

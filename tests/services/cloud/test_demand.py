@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from services.cloud.demand import BUDGET_KEY, DEMAND_KEY, TopicState
+from services.cloud.demand import BUDGET_KEY, DEMAND_KEY, Period, TopicState
 from services.cloud.distiller import Distiller
 from services.cloud.settings import DistillerSettings
 from services.gateway.api_keys import new_key
@@ -210,6 +211,13 @@ async def test_a_new_period_has_a_new_budget(run: Run) -> None:
     await system.image()
     await asyncio.sleep(1.1)
     demand = await system.demand()
+    assert (demand["spent_bytes"], demand["period_ends"]) == (0, None)
+
+
+async def test_a_clock_that_is_set_back_renews_the_budget(run: Run, redis: Redis) -> None:
+    began = time.time() + 3600
+    await redis.set(BUDGET_KEY, Period(began=began, spent_bytes=3000).model_dump_json())
+    demand = await (await run(demand_budget_bytes=3000)).demand()
     assert (demand["spent_bytes"], demand["period_ends"]) == (0, None)
 
 
