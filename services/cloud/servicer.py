@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -473,6 +474,8 @@ class CloudServicer(CloudBase):
 
     async def _sync_once(self) -> None:
         if self._redis is None:
+            with contextlib.suppress(OSError):  # from the disk; the next attempt may succeed
+                await self._drift.refresh()
             return
         try:
             if changed := await sync_knowledge(

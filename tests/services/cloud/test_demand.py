@@ -248,6 +248,26 @@ async def test_the_counts_outlive_the_cloud_and_damage_is_ignored(run: Run, redi
     assert (await (await run()).demand())["spent_bytes"] == 0
 
 
+async def test_the_demand_for_a_deleted_topic_is_dropped(
+    run: Run, quick_profile: Path, redis: Redis, tmp_path: Path
+) -> None:
+    key, line = new_key("root", scopes=["admin"])
+    (tmp_path / "api-keys").write_text(f"{line}\n")
+    system = await run("always", keys=tmp_path / "api-keys")
+    system.client.headers["Authorization"] = f"Bearer {key}"
+    update = uploaded(make_update(quick_profile, "saffron").to_files())
+    assert (await system.client.put("/v1/knowledge/saffron", json=update)).status_code == 200
+    await system.image("a saffron boat, neon style")
+    assert set(await redis.hkeys(DEMAND_KEY)) == {b"neon", b"saffron"}
+    assert (await system.client.delete("/v1/knowledge/saffron")).status_code == 204
+    async with asyncio.timeout(SOON_S):
+        while await redis.hexists(DEMAND_KEY, "saffron"):  # noqa: ASYNC110 - the cloud works
+            await asyncio.sleep(0.1)
+    assert await redis.hkeys(DEMAND_KEY) == [b"neon"]
+    assert (await system.client.put("/v1/knowledge/saffron", json=update)).status_code == 200
+    assert set((await system.demand())["data"]) == {"neon"}, "nor does the cloud remember it"
+
+
 async def test_policies_to_compare_with(run: Run) -> None:
     never = await run("never", demand_update_bytes=1)
     for seed in (1, 2):
