@@ -177,6 +177,7 @@ class DemandLedger:
     async def start_jobs(self) -> None:
         """Starts the distillations that pay, and notes how those that were started have ended."""
         await self._restore()
+        await self._forget()
         for topic, state in list(self._states.items()):
             if not state.wanted:
                 continue
@@ -223,6 +224,21 @@ class DemandLedger:
             self._states = {name: state for name, state in states.items() if state is not None}
             self._period = Period.parse(budget or b"") or Period()
             self._restored = True
+
+    async def _forget(self) -> None:
+        """Drops the demand for topics that have been deleted."""
+        if not (counted := list(self._states)):
+            return
+        try:
+            known, teachable = await asyncio.to_thread(self._topics)
+            gone = [topic for topic in counted if topic not in known and topic not in teachable]
+            if gone and self._redis is not None:
+                await self._redis.hdel(DEMAND_KEY, *gone)  # type: ignore[misc]
+        except _REDIS_DOWN as error:  # or the disk; the next attempt may succeed
+            _log.debug("the demand for deleted topics is kept", error=str(error))
+            return
+        for topic in gone:
+            self._states.pop(topic, None)
 
     async def _save(self, topics: Sequence[str]) -> None:
         if self._redis is None:
@@ -287,8 +303,11 @@ class DemandLedger:
         return spent / files if files else float(self._settings.demand_file_bytes)
 
     def _now(self) -> Period:
-        """The current period; a new one, not yet begun, if the last one is over."""
-        if time.time() >= self._period.began + self._settings.demand_period_s:
+        """The current period; a new one, not yet begun, if the last one is over or begins only later.
+
+        The latter is so after the clock was set back: the budget would be spent until it has caught up.
+        """
+        if not 0 <= time.time() - self._period.began < self._settings.demand_period_s:
             self._period = Period()
         return self._period
 

@@ -111,16 +111,17 @@ class DriftWatch:
             _log.debug("consistency sample lost", topic=topic, error=str(error))
 
     async def refresh(self) -> None:
-        """Updates the metrics from Redis and removes deleted topics.
+        """Updates the metrics from Redis, if there is one, and removes deleted topics.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
         """
-        if self._redis is None:
-            return
-        fields: dict[bytes, bytes] = await self._redis.hgetall(CONSISTENCY_KEY)  # type: ignore[misc]
+        fields: dict[bytes, bytes] = {}
+        if self._redis is not None:
+            fields = await self._redis.hgetall(CONSISTENCY_KEY)  # type: ignore[misc]
         current = await asyncio.to_thread(self._current)
-        if deleted := [name for name in fields if name.decode(errors="replace") not in current]:
+        deleted = [name for name in fields if name.decode(errors="replace") not in current]
+        if self._redis is not None and deleted:
             await self._redis.hdel(CONSISTENCY_KEY, *deleted)  # type: ignore[misc, arg-type]
         running = _current_scores(fields, current)
         for topic, score in running.items():

@@ -228,7 +228,8 @@ class JobFolders:
     def tidy(self, *, keep_s: float, keep: int) -> None:
         """Deletes what ended jobs left behind, and the records of jobs that ended long ago.
 
-        A job that waits or runs is never touched, however old its order and whatever the clock says.
+        A job that waits or runs is never touched, however old its order and whatever the clock says; nor is
+        the record of a job whose order is still there, which says that the job must not run again.
 
         Args:
             keep_s: age at which records and damaged specifications are deleted, s.
@@ -243,18 +244,22 @@ class JobFolders:
             for unfinished in self._ended.glob(".*.json"):  # of a process that was killed
                 unfinished.unlink()
             for position, job in enumerate(self.ended()):
-                if position >= keep or time.time() - self._record_file(job).stat().st_mtime > keep_s:
+                age_s = time.time() - self._record_file(job).stat().st_mtime
+                if (position >= keep or age_s > keep_s) and not (self.work(job) / _SPEC).exists():
                     self._record_file(job).unlink()
 
     def _tidy_folder(self, folder: Path, keep_s: float) -> None:
-        if (folder / _SPEC).exists() and not is_final(self.record(folder.name)):
+        if self._is_unfinished(folder):
             return
         damaged = folder / _DAMAGED
         if damaged.exists() and time.time() - damaged.stat().st_mtime <= keep_s:
             return
         with self.claimed(folder.name) as claimed:
-            if claimed:
+            if claimed and not self._is_unfinished(folder):  # its order may have been saved just now
                 self.delete(folder.name)
+
+    def _is_unfinished(self, folder: Path) -> bool:
+        return (folder / _SPEC).exists() and not is_final(self.record(folder.name))
 
     @contextlib.contextmanager
     def _deciding(self) -> Iterator[None]:

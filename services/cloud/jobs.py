@@ -159,12 +159,16 @@ class DistillQueue(RedisQueue):
     Args:
         redis: holds the queue.
         folders: know which jobs are claimed by a running process.
+        clock: seconds that pass; never set, unlike the clocks of the hosts that write the jobs.
     """
 
-    def __init__(self, redis: Redis, folders: JobFolders) -> None:
+    def __init__(
+        self, redis: Redis, folders: JobFolders, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(redis, name=_QUEUE)
-        self._folders = folders
+        self._folders, self._clock = folders, clock
         self._suspects: set[str] = set()
+        self._seen: dict[str, tuple[Any, float]] = {}  # jobs as they are, and since when
 
     def deserialize(
         self, payload: dict[str, Any] | str | bytes | None, status: Status | str | None = None
@@ -231,9 +235,10 @@ class DistillQueue(RedisQueue):
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
         """Queues unfinished jobs again whose heartbeat is overdue, and drops jobs that have ended.
 
-        A job that was dequeued and is not claimed has certainly lost its distiller; it does not wait for the
-        heartbeat. Each job is queued again in one transaction. A queued job that is on no list is queued
-        again only if the previous sweep found it like that, too. A job without attempts left fails instead.
+        A job that is claimed is left alone. One that was dequeued and is not claimed has certainly lost its
+        distiller; it does not wait for the heartbeat. Each job is queued again in one transaction. A queued
+        job that is on no list is queued again only if the previous sweep found it like that, too. A job
+        without attempts left fails instead.
         """
         swept, suspects = [], set()
         async with self.redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S):
@@ -259,6 +264,7 @@ class DistillQueue(RedisQueue):
                     await self.finish(job, Status.FAILED, error=error)
                 swept.append(job.key)
         self._suspects = suspects
+        self._seen = {name: self._seen[name] for name in names if name in self._seen}
         return swept
 
     async def _drop_ended(self, unfinished: set[str]) -> None:
@@ -277,10 +283,20 @@ class DistillQueue(RedisQueue):
             _log.warning("dropped a job from the queue that has ended", job=name[:_MAX_ID_CHARS])
 
     async def _abandoned(self, job: Job) -> bool:
-        silent_s = _silent_s(job)
-        if silent_s > job.heartbeat or job.status is not Status.ACTIVE or silent_s <= _UNCLAIMED_S:
-            return silent_s > job.heartbeat
-        return not await asyncio.to_thread(self._folders.is_claimed, job.key)
+        """Whether nothing was heard of a job for too long, and no process has claimed it."""
+        longest_s = _UNCLAIMED_S if job.status is Status.ACTIVE else job.heartbeat
+        if self._silent_s(job) <= longest_s:
+            return False
+        return not await asyncio.to_thread(_may_be_claimed, self._folders, job.key)
+
+    def _silent_s(self, job: Job) -> float:
+        """How long this process has seen a job unchanged, s."""
+        now, state = self._clock(), (job.status, job.queued, job.started, job.touched)
+        known, since = self._seen.get(job.key, (None, now))
+        if state != known:
+            since = now
+        self._seen[job.key] = state, since
+        return now - since
 
 
 def read_specs(folders: JobFolders, *, newer: bool = False) -> dict[str, dict[str, Any]]:
@@ -315,6 +331,14 @@ def _exists(folders: JobFolders, name: str) -> bool:
         return True
 
 
+def _may_be_claimed(folders: JobFolders, name: str) -> bool:
+    """Whether a process has claimed a job, or its folder cannot be read now."""
+    try:
+        return folders.is_claimed(name)
+    except OSError:
+        return True
+
+
 def _check(job: Job) -> None:
     """Raises one of _NO_JOB unless `Jobs.start` and the distillers could have written this job.
 
@@ -333,7 +357,7 @@ def _check(job: Job) -> None:
         raise TypeError("texts_hash")
     _state(job).to_proto()
     created = job.meta["created"]
-    times = _silent_s(job) + job.heartbeat + created
+    times = job.queued + job.started + job.touched + job.heartbeat + created
     # bool is a subclass of int, but Redis rejects it as a number
     if not isinstance(job.retryable, bool) or not math.isfinite(times) or isinstance(created, bool):
         raise ValueError("times")
@@ -377,10 +401,6 @@ def _meta(saved: Mapping[str, Any]) -> dict[str, Any]:
     """What a job carries besides its order; jobs of earlier releases have no owner."""
     owner = {"owner": saved["owner"]} if "owner" in saved else {}
     return {"created": saved["created"], "trace": saved["trace"], **owner}
-
-
-def _silent_s(job: Job) -> float:
-    return time.time() - max(job.queued, job.started, job.touched) / 1000
 
 
 def redis_probe(redis: Redis) -> RedisProbe:

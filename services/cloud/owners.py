@@ -6,9 +6,11 @@ A topic without a file is shared: made without API keys, shipped, or shared by a
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from dekag.errors import ConflictError
@@ -27,6 +29,7 @@ class Owners:
 
     def __init__(self, data_dir: Path) -> None:
         self._folder = data_dir / "owners"
+        self._suspects: set[str] = set()
 
     def of(self, topic: str) -> str:
         """Name of the key that a topic belongs to; empty if it is shared."""
@@ -48,19 +51,33 @@ class Owners:
         Raises:
             ConflictError: the topic is shared or belongs to another key, and ``owner`` is no admin.
         """
-        if (known := self.of(topic)) == owner or (exists and admin):
+        if self.renew(topic, owner) or (exists and admin):
             return
         if exists:
-            whose = "belongs to another API key" if known else "is shared, and only admins change it"
+            whose = "belongs to another API key" if self.of(topic) else "is shared, and only admins change it"
             raise ConflictError(f"topic {topic!r} {whose}; choose another name")
         if not owner:
             self.share(topic)
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        new = self._folder / f".new-{uuid.uuid4().hex}"
-        write_synced(new, owner.encode())
-        new.replace(self._folder / topic)
-        sync_folder(self._folder)
+        with self._changing():
+            new = self._folder / f".new-{uuid.uuid4().hex}"
+            write_synced(new, owner.encode())
+            new.replace(self._folder / topic)
+            sync_folder(self._folder)
+
+    def renew(self, topic: str, owner: str) -> bool:
+        """Whether a topic is ``owner``'s already; its claim is as good as new then.
+
+        The topic may just have been deleted, and its next version may follow at once.
+        """
+        if not owner:
+            return not self.of(topic)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._changing():
+            if self.of(topic) == owner:
+                os.utime(self._folder / topic)
+                return True
+        return False
 
     def share(self, topic: str) -> None:
         """Lets every key use a topic, which only admins can change from then on."""
@@ -70,14 +87,33 @@ class Owners:
     def tidy(self, topics: Collection[str]) -> None:
         """Deletes the owners of topics that are gone, and what killed processes left behind.
 
+        An owner is deleted by the second call in succession that finds it old and without a topic. So a
+        topic that is being published keeps its owner even if the clock jumps forward.
+
         Args:
             topics: those that exist, or that an unfinished job may still publish.
         """
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        suspects = set()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._changing():
             for file in self._folder.iterdir():
-                with contextlib.suppress(FileNotFoundError):
-                    if file.name not in topics and time.time() - file.stat().st_mtime > _CLAIM_S:
+                with contextlib.suppress(FileNotFoundError):  # shared meanwhile
+                    if file.name.startswith(".new-"):  # no process writes it now
                         file.unlink()
+                    elif file.name not in topics and abs(time.time() - file.stat().st_mtime) > _CLAIM_S:
+                        suspects.add(file.name)
+                        if file.name in self._suspects:
+                            file.unlink()
+        self._suspects = suspects
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Inside the context nobody else claims or tidies; FileNotFoundError without the folder."""
+        handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def count(self) -> int:
         """Number of topics that belong to keys."""

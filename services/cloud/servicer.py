@@ -262,7 +262,9 @@ class CloudServicer(CloudBase):
         """
         owners = self._store.owners
         async with self._claiming:
-            if await asyncio.to_thread(owners.of, topic) == owner:
+            with disk_errors(self._settings.data_dir):
+                is_own = await asyncio.to_thread(owners.renew, topic, owner)
+            if is_own:
                 yield
                 return
             exists = await asyncio.to_thread(self._is_used, topic)
@@ -277,7 +279,8 @@ class CloudServicer(CloudBase):
 
     def _is_used(self, topic: str) -> bool:
         """Whether there is a version of the topic, or an unfinished job that may publish one."""
-        return self._store.current(topic) is not None or topic in waiting_topics(self._job_folders)
+        # first the jobs: a job that ends in between has published its version already
+        return topic in waiting_topics(self._job_folders) or self._store.current(topic) is not None
 
     def _job(self, state: JobState) -> Job:
         message = state.to_proto()
@@ -517,7 +520,11 @@ class CloudServicer(CloudBase):
         return reason
 
     async def _sync_once(self) -> None:
-        if self._redis is None or await self._take_redis():
+        if self._redis is None:
+            with contextlib.suppress(OSError):  # from the disk; the next attempt may succeed
+                await self._drift.refresh()
+            return
+        if await self._take_redis():
             return
         try:
             if changed := await sync_knowledge(

@@ -34,7 +34,7 @@ class KnowledgeSettings(ServiceSettings):
         10,
         ge=2,
         le=DAY_S,
-        description="Time without a heartbeat after which a job is given to another distiller, s.",
+        description="Time without a heartbeat after which a job that nobody has claimed is queued again, s.",
     )
     job_attempts: int = Field(
         5, ge=1, le=MANY, description="Number of distillers that may crash during a job before it fails."

@@ -352,6 +352,9 @@ class KnowledgeStore:
         for folders, home in ((damaged, self._root), (folders_in(self._aside), self._aside)):
             for folder in _expired(folders, keep=keep, keep_s=keep_s):
                 _delete_folder(folder, home)
+        for topic in folders_in(self._root):
+            with contextlib.suppress(OSError):  # it is not empty; who publishes now makes the folder again
+                topic.rmdir()
 
     def folders(self) -> list[tuple[str, int, Path]]:
         """Topic, version and folder of all versions, including unreadable ones."""

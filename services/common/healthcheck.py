@@ -38,7 +38,8 @@ def healthy(target: str, timeout_s: float = 2.0, tls_dir: str | None = None) -> 
     """
     if target.startswith("file:"):
         try:
-            return time.time() - Path(target.removeprefix("file:")).stat().st_mtime < FRESH_S
+            age_s = time.time() - Path(target.removeprefix("file:")).stat().st_mtime
+            return abs(age_s) < FRESH_S  # a time to come is one from before the clock was set back
         except OSError:
             return False
     if target.startswith(("http://", "https://")):

@@ -115,16 +115,27 @@ class Reader:
 
 
 _EXPECTED = re.compile(
-    r"cloud\.lock|jobs|ended(/[0-9a-f]{32}\.json)?"
+    r"cloud\.lock|cloud\.id|jobs|ended(/[0-9a-f]{32}\.json)?"
     r"|(knowledge|aside)(/[a-z0-9-]+(/[0-9]+)?(/(manifest\.json|samples\.png|history\.json|files(/[a-z.]+)?))?)?"
     r"|transmission(/[0-9]+(/(manifest\.json|files(/[a-z.]+)?))?)?"
 )
 
 
 def residue(data: Path) -> list[str]:
-    """What is in the data folder that no reader needs: paths relative to it."""
-    paths = sorted(path.relative_to(data).as_posix() for path in data.rglob("*"))
-    return [path for path in paths if not _EXPECTED.fullmatch(path)]
+    """What is in the data folder that no reader needs: paths relative to it.
+
+    The folders of the stores may be empty, those of topics and versions may not.
+    """
+    paths = {path.relative_to(data).as_posix(): path for path in sorted(data.rglob("*"))}
+    return [
+        name
+        for name, path in paths.items()
+        if not _EXPECTED.fullmatch(name) or ("/" in name and _is_empty(path))
+    ]
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 class Moments:

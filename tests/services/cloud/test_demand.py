@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from services.cloud.demand import BUDGET_KEY, DEMAND_KEY, TopicState
+from services.cloud.demand import BUDGET_KEY, DEMAND_KEY, Period, TopicState
 from services.cloud.distiller import Distiller
 from services.cloud.settings import DistillerSettings
 from services.gateway.api_keys import new_key
@@ -213,6 +214,13 @@ async def test_a_new_period_has_a_new_budget(run: Run) -> None:
     assert (demand["spent_bytes"], demand["period_ends"]) == (0, None)
 
 
+async def test_a_clock_that_is_set_back_renews_the_budget(run: Run, redis: Redis) -> None:
+    began = time.time() + 3600
+    await redis.set(BUDGET_KEY, Period(began=began, spent_bytes=3000).model_dump_json())
+    demand = await (await run(demand_budget_bytes=3000)).demand()
+    assert (demand["spent_bytes"], demand["period_ends"]) == (0, None)
+
+
 async def test_a_distillation_that_publishes_nothing_is_not_repeated(run: Run) -> None:
     system = await run(demand_update_bytes=1)
     await system.image()
@@ -238,6 +246,26 @@ async def test_the_counts_outlive_the_cloud_and_damage_is_ignored(run: Run, redi
     assert not {"snail", "rocket"} & demand["data"].keys()
     await redis.set(BUDGET_KEY, "damaged")
     assert (await (await run()).demand())["spent_bytes"] == 0
+
+
+async def test_the_demand_for_a_deleted_topic_is_dropped(
+    run: Run, quick_profile: Path, redis: Redis, tmp_path: Path
+) -> None:
+    key, line = new_key("root", scopes=["admin"])
+    (tmp_path / "api-keys").write_text(f"{line}\n")
+    system = await run("always", keys=tmp_path / "api-keys")
+    system.client.headers["Authorization"] = f"Bearer {key}"
+    update = uploaded(make_update(quick_profile, "saffron").to_files())
+    assert (await system.client.put("/v1/knowledge/saffron", json=update)).status_code == 200
+    await system.image("a saffron boat, neon style")
+    assert set(await redis.hkeys(DEMAND_KEY)) == {b"neon", b"saffron"}
+    assert (await system.client.delete("/v1/knowledge/saffron")).status_code == 204
+    async with asyncio.timeout(SOON_S):
+        while await redis.hexists(DEMAND_KEY, "saffron"):  # noqa: ASYNC110 - the cloud works
+            await asyncio.sleep(0.1)
+    assert await redis.hkeys(DEMAND_KEY) == [b"neon"]
+    assert (await system.client.put("/v1/knowledge/saffron", json=update)).status_code == 200
+    assert set((await system.demand())["data"]) == {"neon"}, "nor does the cloud remember it"
 
 
 async def test_policies_to_compare_with(run: Run) -> None:

@@ -331,6 +331,16 @@ async def test_what_is_known_outlasts_the_cloud_and_ends_with_the_topic(
     assert not await redis.hexists(CONSISTENCY_KEY, "neon")
 
 
+async def test_the_metrics_forget_a_deleted_topic_without_redis_too(
+    start_cloud: Callable[..., Awaitable[System]],
+) -> None:
+    system = await start_cloud(redis_url="")
+    await system.sample(GREY, system.publish("pastel", "snail"))
+    assert shown("dekag_consistency_count", topic="pastel") == 1
+    await clients.call(system.cloud.DeleteKnowledge, DeleteKnowledgeRequest(topic="pastel"), "cloud")
+    assert shown("dekag_consistency_count", topic="pastel") is None
+
+
 @pytest.mark.parametrize(
     "text", [b"\xff", b"[]", b"{}", b'{"samples": 3, "version": 1, "content_hash": "x"}']
 )

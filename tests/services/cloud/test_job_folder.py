@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,41 @@ async def test_records_are_kept_up_to_a_number_and_an_age(folders: JobFolders, t
     assert len(list((tmp_path / "data" / "ended").iterdir())) == 2
     folders.tidy(keep_s=60, keep=2)
     assert folders.ended() == []
+
+
+async def test_what_is_decided_stays_decided_while_the_order_exists(folders: JobFolders) -> None:
+    folders.save_spec("publishing", "{}")
+    assert folders.decide("publishing", "published")
+    folders.save_spec("cancelled", "{}")
+    assert folders.decide("cancelled", "cancelled")
+    with folders.claimed("cancelled"):  # its distiller works on for a moment
+        folders.tidy(keep_s=-1, keep=0)  # as after a jump of the clock
+        assert folders.spec("cancelled") is not None
+        assert not folders.decide("cancelled", "published"), "a cancelled job was revived"
+        assert not folders.decide("publishing", "cancelled")
+    folders.tidy(keep_s=-1, keep=0)
+    assert folders.ended() == ["publishing"]
+    folders.end("publishing", {})
+    folders.tidy(keep_s=-1, keep=0)
+    assert folders.ended() == []
+
+
+async def test_an_order_that_is_saved_while_folders_are_tidied_is_kept(
+    folders: JobFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders.work("job").mkdir(parents=True)  # the start of `save_spec`
+    claimed = folders.claimed
+
+    @contextlib.contextmanager
+    def save_first(job: str) -> Iterator[bool]:
+        monkeypatch.undo()
+        folders.save_spec(job, "{}")
+        with claimed(job) as mine:
+            yield mine
+
+    monkeypatch.setattr(folders, "claimed", save_first)
+    folders.tidy(keep_s=-1, keep=1)
+    assert folders.exists("job")
 
 
 async def test_looking_at_a_job_leaves_nothing(folders: JobFolders) -> None:

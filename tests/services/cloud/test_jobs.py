@@ -26,6 +26,7 @@ from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from services.cloud.distiller import Distiller
+from services.cloud.housekeeping import check_quotas
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import DistillQueue
 from services.cloud.servicer import CloudServicer
@@ -292,6 +293,35 @@ async def test_a_job_belongs_to_who_started_it_and_a_refused_one_claims_no_topic
     again = await clients.call(cloud.Distill, DistillRequest(topic="snail", owner="bob", **SMALL), "cloud")
     assert again.owner == "bob", "nothing of the topic was left"
     assert (await clients.call(cloud.GetJob, JobId(id=job.id), "cloud")).owner == "alice"
+
+
+async def test_a_topic_that_is_deleted_and_published_again_at_once_stays_its_owners(
+    start: Start,
+    connect: Connect,
+    dummy_profile: Path,
+    redis_url: str,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = CloudSettings(
+        port=0, redis_url=redis_url, profile=str(dummy_profile), data_dir=data_dir, mirror_every_s=3600
+    )
+    servicer = CloudServicer(settings)
+    cloud = CloudStub(connect(await start(servicer, add_CloudServicer_to_server, settings)))
+    update = tiny_update(dummy_profile)
+    publish = cloud_pb2.PublishKnowledgeRequest(topic="neon", owner="alice", files=update.to_files())
+    await clients.call(cloud.PublishKnowledge, publish, "cloud")
+    os.utime(data_dir / "owners" / "neon", (1.0, 1.0))
+    await clients.call(cloud.DeleteKnowledge, cloud_pb2.DeleteKnowledgeRequest(topic="neon"), "cloud")
+
+    def tidy_first(*given: Any) -> None:
+        for _ in range(2):
+            servicer._housekeeping.tidy()
+        check_quotas(*given)
+
+    monkeypatch.setattr("services.cloud.servicer.check_quotas", tidy_first)
+    answer = await clients.call(cloud.PublishKnowledge, publish, "cloud")
+    assert answer.manifest.owner == "alice", "housekeeping came between claim and version"
 
 
 async def test_a_job_that_takes_too_long_fails(cloud: CloudAsyncStub, settings: DistillerSettings) -> None:
@@ -633,16 +663,27 @@ def _pictures(folders: JobFolders, job: Job) -> list[Path]:
         return []
 
 
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 async def taken(
-    redis: Redis, folders: JobFolders, *, silent_s: float, attempts: int = 1, status: str = "active"
+    redis: Redis, folders: JobFolders, clock: Clock, *, attempts: int = 1, status: str = "active"
 ) -> DistillQueue:
-    """Takes the one job that waits, as a worker that has said nothing since ``silent_s`` seconds."""
-    queue = DistillQueue(redis, folders)
+    """Takes the one job that waits, and looks at it; the worker that took it says nothing from then on."""
+    queue = DistillQueue(redis, folders, clock)
     job = await queue.dequeue(1)
     assert job is not None
     job.attempts, job.status = attempts, Status[status.upper()]
-    job.queued = job.started = job.touched = int(1000 * (time.time() - silent_s))
+    job.started = job.touched = job.queued
     await redis.set(job.id, queue.serialize(job))
+    assert await queue.sweep() == []
     return queue
 
 
@@ -651,10 +692,11 @@ async def taken(
 async def test_job_without_heartbeat_is_queued_again(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path, status: str, listed: bool
 ) -> None:
-    job = await distil(cloud, **SMALL)
-    queue = await taken(redis, JobFolders(data_dir), silent_s=HEARTBEAT_S + 1, status=status)
+    job, clock = await distil(cloud, **SMALL), Clock()
+    queue = await taken(redis, JobFolders(data_dir), clock, status=status)
     if not listed:  # a death at the wrong moment, or a Redis that lost a list
         await redis.delete("saq:distill:active", "saq:distill:incomplete")
+    clock.now += HEARTBEAT_S + 1
     assert await queue.sweep() == ([job.id] if status == "active" else [])
     assert await queue.sweep() == ([job.id] if status == "queued" else [])
     assert await queue.sweep() == []
@@ -664,34 +706,74 @@ async def test_job_without_heartbeat_is_queued_again(
     assert (await queue.dequeue(1)) is not None
 
 
+@pytest.mark.parametrize("status", ["queued", "active"])
+@pytest.mark.parametrize("ahead_s", [-7200, 7200])
+async def test_clocks_that_were_set_hold_no_job_of_a_dead_worker_back(
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path, status: str, ahead_s: int
+) -> None:
+    job, clock = await distil(cloud, **SMALL), Clock()
+    queue = await taken(redis, JobFolders(data_dir), clock, status=status)
+    stored = await queue.job(job.id)
+    assert stored is not None
+    stored.queued = stored.started = stored.touched = int(1000 * (time.time() + ahead_s))
+    await redis.set(stored.id, queue.serialize(stored))
+    assert await queue.sweep() == [], "a moment ago, something was heard of it"
+    clock.now += HEARTBEAT_S + 1
+    assert [*await queue.sweep(), *await queue.sweep()] == [job.id]
+
+
+async def test_a_claimed_job_is_left_to_its_worker_whatever_the_clocks_say(
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path
+) -> None:
+    job, clock, folders = await distil(cloud, **SMALL), Clock(), JobFolders(data_dir)
+    with folders.claimed(job.id):
+        queue = await taken(redis, folders, clock, attempts=5)
+        stored = await queue.job(job.id)
+        assert stored is not None
+        stored.queued = stored.started = stored.touched = 1  # by a host whose clock is far behind
+        await redis.set(stored.id, queue.serialize(stored))
+        for _ in range(3):
+            clock.now += 3600
+            assert await queue.sweep() == []
+        assert folders.work(job.id).exists()
+        assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
+    assert await queue.sweep() == [job.id]
+
+
 async def test_waiting_or_running_job_is_left_alone(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
-    job = await distil(cloud, **SMALL)
-    folders = JobFolders(data_dir)
-    queue = DistillQueue(redis, folders)
-    stored = await queue.job(job.id)
-    assert stored is not None
-    stored.queued = 1
-    await redis.set(stored.id, queue.serialize(stored))
-    assert await queue.sweep() == [], "there was no worker since 1970"
-    await taken(redis, folders, silent_s=0)
-    assert await queue.sweep() == []
+    job, clock, folders = await distil(cloud, **SMALL), Clock(), JobFolders(data_dir)
+    queue = DistillQueue(redis, folders, clock)
+    for _ in range(3):
+        assert await queue.sweep() == []
+        clock.now += 3600
+    queue = await taken(redis, folders, clock)
+    for _ in range(3):
+        stored = await queue.job(job.id)
+        assert stored is not None
+        await stored.update()  # a heartbeat
+        clock.now += 0.9
+        assert await queue.sweep() == []
     assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
 
 
 async def test_a_job_whose_worker_died_does_not_wait_for_its_heartbeat(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
-    job, folders = await distil(cloud, **SMALL), JobFolders(data_dir)
-    queue = await taken(redis, folders, silent_s=0)
+    job, clock, folders = await distil(cloud, **SMALL), Clock(), JobFolders(data_dir)
+    queue = await taken(redis, folders, clock)
     taken_up = await queue.job(job.id)
     assert taken_up is not None
     taken_up.heartbeat = 3600
-    taken_up.started = taken_up.touched = taken_up.queued = taken_up.touched - 10_000
     await redis.set(taken_up.id, queue.serialize(taken_up))
+    clock.now += 10
     with folders.claimed(job.id):
         assert await queue.sweep() == []
+    (lock := folders.work(job.id) / "lock").unlink()
+    lock.mkdir()  # asking for the claim is an OSError
+    assert await queue.sweep() == []
+    lock.rmdir()
     assert await queue.sweep() == [job.id]
 
 
@@ -733,7 +815,7 @@ async def test_running_job_lost_by_redis_is_not_queued_twice(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
     job, folders = await distil(cloud, **SMALL), JobFolders(data_dir)
-    queue = await taken(redis, folders, silent_s=0)
+    queue = await taken(redis, folders, Clock())
     running = await queue.job(job.id)
     assert running is not None
     with folders.claimed(job.id):
@@ -816,8 +898,9 @@ async def test_a_second_cloud_refuses_the_data_folder_of_the_first(
 async def test_a_job_whose_workers_all_die_is_given_up(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
-    job = await distil(cloud, **SMALL)
-    queue = await taken(redis, JobFolders(data_dir), silent_s=HEARTBEAT_S + 1, attempts=5)
+    job, clock = await distil(cloud, **SMALL), Clock()
+    queue = await taken(redis, JobFolders(data_dir), clock, attempts=5)
+    clock.now += HEARTBEAT_S + 1
     assert await queue.sweep() == [job.id]
     failed = await get(cloud, job)
     assert failed.status == cloud_pb2.JOB_STATUS_FAILED

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
-from dekag.errors import ConflictError, NotFoundError
+from dekag.errors import ConflictError, ExhaustedError, NotFoundError
+from services.cloud import version_store
+from services.cloud.housekeeping import Housekeeping, check_quotas
+from services.cloud.owners import Owners
 from services.cloud.redis_mirror import sync_knowledge
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore, figures
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
+from tests.trust.killing import residue
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 ROOT = Path(__file__).parents[3]
@@ -143,7 +149,46 @@ async def test_what_was_quarantined_or_set_aside_is_kept_up_to_a_number(
     assert len(list((data / "knowledge" / "neon").iterdir())) == 2
     assert len(list((data / "aside").iterdir())) == 2
     store.tidy(keep=2, keep_s=-1)
-    assert list((data / "knowledge" / "neon").iterdir()) == list((data / "aside").iterdir()) == []
+    assert list((data / "knowledge").iterdir()) == list((data / "aside").iterdir()) == []
+
+
+async def test_a_folder_of_a_topic_without_versions_is_deleted(store: KnowledgeStore, tmp_path: Path) -> None:
+    publish(store, "job1")
+    root = tmp_path / "data" / "knowledge"
+    (root / "gone").mkdir()  # of a process that was killed before it published
+    store.tidy(keep=10, keep_s=1e9)
+    assert list(root.iterdir()) == [root / "neon"]
+
+
+async def test_a_topic_is_published_while_folders_are_tidied(
+    store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = version_store._Versions.commit
+
+    def tidy_first(*given: Any) -> bool:
+        monkeypatch.undo()
+        store.tidy(keep=10, keep_s=1e9)
+        return commit(*given)
+
+    monkeypatch.setattr(version_store._Versions, "commit", tidy_first)
+    assert publish(store, "job1").version == 1
+    assert list(store.versions("neon")) == [1]
+
+
+async def test_housekeeping_frees_the_places_of_what_was_killed(tmp_path: Path) -> None:
+    settings = CloudSettings(data_dir=tmp_path, max_topics=1)
+    (tmp_path / "knowledge" / "gone").mkdir(parents=True)
+    (tmp_path / ".new-cloud.id").write_text("of a process that was killed")
+    Owners(tmp_path).claim("gone", "alice", admin=False, exists=False)
+    os.utime(tmp_path / "owners" / "gone", (1.0, 1.0))
+    assert residue(tmp_path) == [".new-cloud.id", "knowledge/gone", "owners", "owners/gone"]
+    with pytest.raises(ExhaustedError, match="1 topics"):
+        check_quotas(settings, "neon")
+    housekeeping = Housekeeping(settings)
+    for _ in range(2):
+        housekeeping.tidy()
+    check_quotas(settings, "neon")
+    assert residue(tmp_path) == ["owners"]
 
 
 async def test_redis_holds_the_files_of_the_latest_updates_and_names_all(
