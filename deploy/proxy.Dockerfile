@@ -3,3 +3,5 @@ FROM debian:bookworm-slim
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends haproxy \
  && rm -rf /var/lib/apt/lists/*
+COPY proxy.sh /
+RUN chmod 755 /proxy.sh

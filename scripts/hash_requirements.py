@@ -1,5 +1,6 @@
 """Write requirements-hashed.txt: the packages of `dekag[all]`, pinned, with the SHA-256 of their files.
 
+And deploy/requirements-hashed.txt, those of them that deploy/Dockerfile installs, of `dekag[services]`.
 The versions are those of constraints.txt, the hashes those of the files on the index that uv asks (PyPI, or
 UV_DEFAULT_INDEX). The file names no index: whichever serves the same files can be used. PyTorch and the
 packages that only it needs are left out, as other indices serve other builds of the same version.
@@ -13,17 +14,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-HASHED = ROOT / "requirements-hashed.txt"
+HASHED, HASHED_IN_IMAGE = ROOT / "requirements-hashed.txt", ROOT / "deploy" / "requirements-hashed.txt"
 _OF_PYTORCH = re.compile(r"(torch|triton|nvidia-.+|cuda-.+)==")
 _HEAD = """\
-# Written by `make constraints`; do not edit. Install PyTorch first: docs/security.md#dependencies
+# Written by `make constraints`; do not edit. PyTorch is installed apart: docs/security.md#dependencies
 """
 
 
-def compile_requirements() -> str:
-    """What uv resolves for `dekag[all]` on every supported Python and platform, with hashes."""
+def compile_requirements(extra: str) -> str:
+    """What uv resolves for an extra of dekag on every supported Python and platform, with hashes."""
     command = [
-        sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--extra", "all",
+        sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--extra", extra,
         "--constraints", "constraints.txt", "--generate-hashes", "--universal", "--python-version", "3.11",
         "--no-header", "--no-annotate", "--no-emit-index-url", "--quiet",
     ]  # fmt: skip
@@ -43,4 +44,5 @@ def pins(text: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    HASHED.write_text(_HEAD + without_pytorch(compile_requirements()))
+    for path, extra in ((HASHED, "all"), (HASHED_IN_IMAGE, "services")):
+        path.write_text(_HEAD + without_pytorch(compile_requirements(extra)))

@@ -17,12 +17,12 @@ import structlog
 from dekag.documents import parse_json
 from dekag.errors import ExhaustedError
 from services.cloud.job_folder import JobFolders
+from services.cloud.leases import NEW_ID
 from services.cloud.owners import Owners
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore, TransmissionStore, folders_in
 from services.common import metrics
 
-_UNFINISHED = ".new-cloud.id"  # of a cloud that was killed while it named the folder
 _MIB = 2**20
 _ASIDE = 100  # updates that were set aside, and damaged ones
 _log = structlog.get_logger()
@@ -94,7 +94,7 @@ class Housekeeping:
         self._folders.tidy(keep_s=keep_s, keep=settings.keep_jobs)
         self._store.tidy(keep=min(_ASIDE, settings.max_topics), keep_s=max(keep_s, 30 * 86_400))
         self._transmission.tidy()
-        (settings.data_dir / _UNFINISHED).unlink(missing_ok=True)
+        (settings.data_dir / NEW_ID).unlink(missing_ok=True)
         self._store.owners.tidy(topics_in_use(settings.data_dir))
         kept = {"keep": settings.keep_versions, "keep_s": settings.keep_versions_s}
         for topic, versions in self._store.prune(**kept).items():

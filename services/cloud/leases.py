@@ -23,6 +23,8 @@ from services.cloud.synced_files import sync_folder, write_synced
 from services.common.errors import SettingError
 
 LEASE_KEY = "dekag:lock:cloud"
+NEW_ID = ".new-cloud.id"
+"""Left by a cloud that was killed while it named the folder."""
 _LOCK, _ID = "cloud.lock", "cloud.id"
 _HOLDER_CHARS = 300  # of another cloud's name that are shown
 # Scripts, so that no cloud comes between reading and writing. The value begins with the folder's name.
@@ -155,7 +157,7 @@ def _folder_name(data_dir: Path) -> str:
             return known
     name = uuid.uuid4().hex
     with contextlib.suppress(OSError):  # full or read-only: the name is this process's alone
-        new = data_dir / f".new-{_ID}"
+        new = data_dir / NEW_ID
         write_synced(new, name.encode())
         new.rename(file)
         sync_folder(data_dir)

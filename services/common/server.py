@@ -46,15 +46,17 @@ The first is also the longest wait for its response.
 _REASON_CHARS = 300
 _ATTEMPTS_KEY = "grpc-previous-rpc-attempts"  # metadata that gRPC adds to a repeated call
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_CHECK = f"/{HEALTH_NAME}/Check"
 _INFRASTRUCTURE = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
 _WATCH = f"/{HEALTH_NAME}/Watch"
 MAX_ARRIVING = 64
 """Upper limit of calls whose message has not arrived; the oldest makes room for another."""
 MAX_CHECKS = MAX_REFLECTIONS = 32
-"""Upper limits of simultaneous health checks, and of streams of reflection."""
+"""Upper limits of simultaneous health checks, and of streams of reflection; see _Places."""
 MAX_CONNECTIONS = 256
-"""Upper limit of connections to a service. Each of its clients keeps one or two, and watches its health."""
+"""Upper limit of connections to a service, and of watches of its health (see _Places).
+
+Each of its clients keeps one or two connections, and watches the health with one of them.
+"""
 _IDLE_S = 600.0  # longest time that a connection without calls stays open, if it may become so old
 
 
@@ -193,6 +195,51 @@ def unknown_fields(message: Message, path: str = "") -> Iterator[str]:
                 yield from unknown_fields(inner, f"{path}{known.name}.")
 
 
+class _Places:
+    """Places for streams that last, such as watches of the health; the newest always gets one.
+
+    If all are taken, a stream makes room: of the certificates, the one with the most streams gives up one; of
+    its addresses, the one with the most; of its streams, the oldest. Whoever holds many keeps nobody out.
+
+    Args:
+        most: number of places.
+        longest_s: time after which a stream ends, s.
+    """
+
+    def __init__(self, most: int, longest_s: float) -> None:
+        self._most, self._longest_s = most, longest_s
+        self._held: dict[asyncio.Timeout, tuple[frozenset[str], str]] = {}  # the oldest first
+
+    @asynccontextmanager
+    async def one(self, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+        """A place for the current call, which is aborted when it has to make room or has had its time."""
+        owner = _common_names(context), context.peer().rpartition(":")[0]
+        if len(self._held) >= self._most:
+            self._make_room(owner)
+        place = asyncio.timeout(self._longest_s)
+        try:
+            async with place:
+                self._held[place] = owner
+                yield
+        except TimeoutError:
+            if place in self._held:
+                reason = f"the stream has lasted for {self._longest_s:g} s; open it again"
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
+            reason = f"{self._most} such streams are open, which is the limit; this one made room for another"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+        finally:
+            self._held.pop(place, None)
+
+    def _make_room(self, newest: tuple[frozenset[str], str]) -> None:
+        """Ends a stream, so that one of this owner can begin."""
+        names = Counter(name for name, _ in (*self._held.values(), newest))
+        owners = Counter((*self._held.values(), newest))
+        oldest = max(self._held, key=lambda place: (names[self._held[place][0]], owners[self._held[place]]))
+        del self._held[oldest]
+        if not oldest.expired():
+            oldest.reschedule(asyncio.get_running_loop().time())
+
+
 @dataclass
 class _Traffic:
     """Bytes of the messages of one call, without gRPC's framing and headers."""
@@ -208,20 +255,26 @@ class _RequestInterceptor(aio.ServerInterceptor):
         name: name of the service.
         max_requests: upper limit of simultaneous requests whose message has arrived.
         receive_timeout_s: time limit for the message of a request, s.
+        connection_age_s: age at which connections are renewed, s.
         mutual_tls: whether callers show certificates, which decide what they may call.
     """
 
     def __init__(
-        self, name: str, max_requests: int, receive_timeout_s: float, *, mutual_tls: bool = False
+        self,
+        name: str,
+        max_requests: int,
+        receive_timeout_s: float,
+        connection_age_s: float,
+        *,
+        mutual_tls: bool = False,
     ) -> None:
         self._name, self.ready, self._mutual_tls = name, False, mutual_tls
         self._receive_timeout_s = receive_timeout_s
-        self._limits = {
-            "requests": max_requests,
-            "checks": MAX_CHECKS,
-            "watches": MAX_CONNECTIONS,
-            "reflections": MAX_REFLECTIONS,
-        }
+        self._limits = {"requests": max_requests, "checks": MAX_CHECKS}
+        # a client with a renewed connection watches anew; gRPC varies the age by a tenth
+        longest_s = 2 * connection_age_s + 1
+        self._watches = _Places(MAX_CONNECTIONS, longest_s)
+        self._reflections = _Places(MAX_REFLECTIONS, longest_s)
         self._calls: Counter[str] = Counter()
         self._arriving: dict[object, asyncio.Timeout] = {}  # by call, the oldest first
 
@@ -234,8 +287,10 @@ class _RequestInterceptor(aio.ServerInterceptor):
         if handler is None:
             return handler
         kind = _kind(details.method)
-        if kind in ("watches", "reflections"):  # which last
-            return _refusing(reason) if (reason := self._admit(kind)) else handler
+        if kind == "watches":
+            return self._watched(handler)
+        if kind == "reflections":
+            return self._reflected(handler)
         if kind == "checks":
             return self._received(kind, handler.unary_unary, None, handler)
         headers = dict(details.invocation_metadata or ())
@@ -281,6 +336,42 @@ class _RequestInterceptor(aio.ServerInterceptor):
         streams = handler.unary_stream is not None
         return self._received(
             kind, unary, stream if streams else None, check=check if self._mutual_tls else None
+        )
+
+    def _watched(self, handler: Any) -> Any:
+        """A handler of watches of the health, each of which takes a place."""
+
+        async def watch(requests: AsyncIterable[Any], context: aio.ServicerContext[Any, Any]) -> None:
+            async with self._watches.one(context):
+                try:
+                    async with asyncio.timeout(self._receive_timeout_s):
+                        request = await anext(aiter(requests))
+                except (TimeoutError, StopAsyncIteration):
+                    reason = f"the message did not arrive within {self._receive_timeout_s:g} s"
+                    await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
+                await handler.unary_stream(request, context)
+
+        return grpc.stream_stream_rpc_method_handler(
+            watch,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _reflected(self, handler: Any) -> Any:
+        """A handler of streams of reflection, each of which takes a place."""
+
+        async def reflect(requests: AsyncIterable[Any], context: aio.ServicerContext[Any, Any]) -> None:
+            async with (
+                self._reflections.one(context),
+                aclosing(handler.stream_stream(requests, context)) as answers,
+            ):
+                async for answer in answers:
+                    await context.write(answer)  # not `yield`, so that a slow reader makes room, too
+
+        return grpc.stream_stream_rpc_method_handler(
+            reflect,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
         )
 
     def _admit(self, kind: str) -> str:
@@ -405,17 +496,9 @@ def _kind(method: str) -> str:
     """What a call counts as: "requests", "checks" and "watches" of health, or "reflections"."""
     if not method.startswith(_INFRASTRUCTURE):
         return "requests"
-    return {_CHECK: "checks", _WATCH: "watches"}.get(method, "reflections")
-
-
-def _refusing(reason: str) -> Any:
-    """A handler that refuses a call, of which no message need arrive."""
-
-    async def refuse_stream(_: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
-        yield b""
-
-    return grpc.stream_stream_rpc_method_handler(refuse_stream)
+    if method == _WATCH:
+        return "watches"
+    return "checks" if method.startswith(f"/{HEALTH_NAME}/") else "reflections"
 
 
 class Server:
@@ -442,6 +525,7 @@ class Server:
                 name,
                 settings.max_requests,
                 settings.receive_timeout_s,
+                settings.connection_age_s,
                 mutual_tls=settings.tls_dir is not None,
             ),
         )

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from services.common.callers import MAY_CALL
+from services.launcher.credentials import NAMES
 from services.launcher.stack import SERVICES, SETTINGS
 
 helm = pytest.importorskip("helm_python", reason="the group `chart` is not installed")
@@ -182,13 +184,17 @@ def test_secure_values_use_certificates_everywhere() -> None:
     for component, pod in pods(manifests):
         (secret,) = [each["secret"]["secretName"] for each in pod["volumes"] if each["name"] == "credentials"]
         assert secret in secrets
-        names = certificates[f"dekag-{component}"]["spec"]["dnsNames"]
-        assert f"dekag-{component}" in names, "callers check the name of the service"
+        certificate = certificates[f"dekag-{component}"]["spec"]
+        assert f"dekag-{component}" in certificate["dnsNames"], "callers check the name of the service"
+        assert certificate["commonName"] == component, "services check the common name of their callers"
         if component != "redis":
             variables = environment(pod)
             assert variables["DEKAG_TLS_DIR"] == "/credentials"
             assert variables["DEKAG_REDIS_URL"].startswith("rediss://")
             assert "grpc" not in pod["containers"][0]["readinessProbe"], "kubelets have no certificate"
+    names = {each["spec"]["commonName"] for each in certificates.values() if not each["spec"].get("isCA")}
+    assert names & MAY_CALL.keys() == MAY_CALL.keys() & SETTINGS.keys()
+    assert names <= set(NAMES)
     (monitor,) = of_kind(manifests, "ServiceMonitor").values()
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["scheme"] == "https"

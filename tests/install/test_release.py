@@ -18,6 +18,8 @@ import hash_requirements  # noqa: E402
 import release  # noqa: E402
 from requirements import requirements  # noqa: E402
 
+from tests.install.test_wheel import closure  # noqa: E402
+
 sys.path.pop(0)
 
 
@@ -33,6 +35,30 @@ def test_hashed_requirements_are_the_pins_with_hashes() -> None:
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
     assert "://" not in text
     assert "--index" not in text
+
+
+def entries(text: str) -> dict[str, set[str]]:
+    """The hashes of each package in a file of hashed requirements."""
+    found = re.findall(r"^([a-z0-9][^=\n]*)==(.*(?:\n +--hash.*)+)", text, re.MULTILINE)
+    return {canonicalize_name(name): set(re.findall(r"sha256:[0-9a-f]{64}", entry)) for name, entry in found}
+
+
+def test_the_image_installs_only_packages_with_hashes() -> None:
+    image = entries(hash_requirements.HASHED_IN_IMAGE.read_text())
+    everything = entries(hash_requirements.HASHED.read_text())
+    assert all(image.values())
+    assert {name: everything.get(name) for name in image} == image, "run `make constraints`"
+    assert closure(requirements(["services"])) - image.keys() <= {"torch", *closure_of_pytorch_alone()}
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
+    hashed, pytorch = re.findall(r"pip install ([^&]+)", dockerfile)
+    assert {"--no-deps", "--require-hashes", "/build/requirements-hashed.txt"} <= set(hashed.split())
+    assert pytorch.split()[-1] == "torch"
+    assert "-r" not in pytorch.split()
+
+
+def closure_of_pytorch_alone() -> set[str]:
+    """What only PyTorch needs: CUDA's packages, of which each index has its own."""
+    return {name for name in closure(["torch"]) if hash_requirements.without_pytorch(f"{name}==1") == ""}
 
 
 def test_pytorch_is_left_out_and_the_others_are_kept_whole() -> None:
