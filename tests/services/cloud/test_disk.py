@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from dekag.errors import UnavailableError
 from services.cloud.distiller import Distiller
-from services.cloud.housekeeping import Lease
+from services.cloud.leases import FolderLease
 from services.cloud.publish import publish_update
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings, DistillerSettings
@@ -250,7 +250,7 @@ async def test_a_cloud_starts_with_a_disk_that_cannot_be_written(
     if fault == "full":
         disk.fill()
     else:
-        Lease(disk.data).close()  # of an earlier cloud
+        FolderLease(disk.data).close()  # of an earlier cloud
         disk.make_read_only()
     try:
         address = await start(CloudServicer(settings), add_CloudServicer_to_server, settings)

@@ -142,14 +142,14 @@ async def test_a_client_cannot_fill_redis_or_the_disk_with_prompts(
 
     async def order(topic: str, client: str, job_id: str = "", prompts: list[str] = VAST) -> Job:
         given = {"topic": topic, "client": client, "job_id": job_id, **SMALL}
-        asked = DistillRequest(prompts=prompts, triggers=prompts[:100], **given)
+        asked = DistillRequest(prompts=prompts, triggers=["vast"], **given)
         return await clients.call(cloud.Distill, asked, "cloud")
 
     before = (await redis.info("memory"))["used_memory"]
     for number in range(3):
         name = f"{number:032x}"
-        job = await order("vast", "alice", name)
-        with pytest.raises(ExhaustedError, match=r"would take 8.. MiB, and the limit is 8 MiB") as refused:
+        job, second = await order("vast", "alice", name), await order("broad", "alice")
+        with pytest.raises(ExhaustedError, match=r"would take 11.. MiB, and the limit is 8 MiB") as refused:
             await order("wide", "alice")
         assert "of all jobs of this client" in str(refused.value)
         assert "DEKAG_MAX_CLIENT_JOBS_MIB" in str(refused.value)
@@ -159,13 +159,13 @@ async def test_a_client_cannot_fill_redis_or_the_disk_with_prompts(
         small = await order("crown", "alice", prompts=[])
         assert (await redis.info("memory"))["used_memory"] - before < 2**20
         assert (await order("vast", "alice", name)).id == job.id
-        for each in (job, small):
+        for each in (job, second, small):
             await clients.call(cloud.CancelJob, JobId(id=each.id), "cloud")
         assert (await order("vast", "alice", name)).status == cloud_pb2.JOB_STATUS_CANCELLED
         with pytest.raises(ConflictError, match="started with other parameters"):
             await order("vast", "alice", name, VAST[1:])
     records = list((data_dir / "ended").iterdir())
-    assert len(records) == 6
+    assert len(records) == 9
     assert max(record.stat().st_size for record in records) < 2000
 
 
