@@ -98,7 +98,7 @@ class CommonSettings(BaseSettings):
     spans_to: SpansTo = Field(
         "",
         description="Destination of OpenTelemetry spans: `console`, an OTLP over HTTP URL, or a file for "
-        "lines of JSON. Empty disables tracing.",
+        "lines of JSON, which is rotated at 64 MiB. Empty disables tracing.",
     )
     metrics_port: int = Field(0, ge=0, le=65535, description="Port for Prometheus metrics; 0 disables them.")
     metrics_host: Host = Field("127.0.0.1", description="Address for Prometheus metrics.")

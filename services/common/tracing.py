@@ -5,13 +5,18 @@ Off unless ``spans_to`` in the settings names a destination. Imports no torch.
 
 from __future__ import annotations
 
+import fcntl
+import io
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
 
+import structlog
 from opentelemetry import context
 from opentelemetry.trace import (
     Link,
@@ -38,6 +43,9 @@ if TYPE_CHECKING:
 
 _W3C = TraceContextTextMapPropagator()
 _OFF = NoOpTracer()
+_log = structlog.get_logger()
+SPANS_BYTES, SPANS_FILES = 64 * 2**20, 3
+"""Size at which a file of spans is rotated to NAME.1, and number of files kept, including the file itself."""
 _tracer: Tracer = _OFF
 _provider: TracerProvider | None = None
 
@@ -93,13 +101,77 @@ def _exporter(spans_to: str) -> SpanExporter:
     if spans_to == "console":
         return ConsoleSpanExporter(out=sys.stdout, formatter=_line)
     try:
-        # non-blocking, so that a pipe without a reader is an error instead of an endless wait
-        handle = os.open(spans_to, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
-        os.set_blocking(handle, True)
-        file = open(handle, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, PTH123
+        file = _SpansFile(Path(spans_to))
     except OSError as error:
         raise SettingError(f"DEKAG_SPANS_TO: the file cannot be written: {error}") from error
-    return ConsoleSpanExporter(out=file, formatter=_line)  # whole lines, so that services can share the file
+    return ConsoleSpanExporter(out=cast("IO[str]", file), formatter=_line)
+
+
+class _SpansFile(io.TextIOBase):
+    """A file to which all services append; a large one is rotated to NAME.1, that one to NAME.2, and so on.
+
+    Whichever service finds it large renames it; the others notice that their file is no longer that of the
+    name. Spans that cannot be bounded in this way are dropped.
+
+    Args:
+        path: created if missing; a pipe or a device is not rotated.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file, self._warned = path, self._opened(path), False
+
+    def write(self, line: str) -> int:
+        """Appends a line as a whole, so that services can share the file."""
+        try:
+            self._renew()
+        except OSError as error:  # such as a folder that is read-only, or removed
+            if not self._warned:
+                _log.warning("spans are dropped: their file cannot be rotated", error=str(error))
+            self._warned = True
+            return 0
+        self._warned = False
+        return self._file.write(line.encode())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    @staticmethod
+    def _opened(path: Path) -> io.FileIO:
+        # non-blocking, so that a pipe without a reader is an error instead of an endless wait
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        os.set_blocking(handle, True)
+        return io.FileIO(handle, "a")
+
+    def _renew(self) -> None:
+        """Opens the file of the name if that is no longer ours, or ours is large, which is rotated before."""
+        ours = os.fstat(self._file.fileno())
+        if not stat.S_ISREG(ours.st_mode) or (self._is_named(ours) and ours.st_size < SPANS_BYTES):
+            return
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # of all who find it large, the first rotates it
+        try:
+            if self._is_named(ours):
+                old = (self._path.with_name(f"{self._path.name}.{n}") for n in range(1, SPANS_FILES))
+                files = [self._path, *old]
+                for older, newer in zip(reversed(files[1:]), reversed(files[:-1]), strict=True):
+                    if newer.exists():
+                        newer.replace(older)
+            new = self._opened(self._path)
+        except OSError:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            raise
+        self._file.close()
+        self._file = new
+
+    def _is_named(self, ours: os.stat_result) -> bool:
+        """Whether a file is the one that has the name now."""
+        try:
+            return os.path.samestat(ours, self._path.stat())
+        except FileNotFoundError:
+            return False
 
 
 def _line(span: ReadableSpan) -> str:

@@ -26,7 +26,7 @@ from dekag.evaluation.registry import (
     record,
     verdict,
 )
-from dekag.evaluation.reports import claims, makd, training
+from dekag.evaluation.reports import claims, makd, robustness, training
 from dekag.evaluation.studies.cala_training import FRACTION
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS
 from dekag.makd.config import DistillConfig
@@ -129,6 +129,16 @@ def test_values_are_rounded_as_the_page_asks(tmp_path: Path) -> None:
         "x <!-- =tka_gain_db -->?<!-- / --> <!-- =tka_gain_db:1 -->?<!-- / --> <!-- =rss_gib -->?<!-- / -->"
     )
     assert re.sub(r"<!--.*?-->", "", report.render(text, tmp_path)) == f"x 5.99 dB 6.0 dB {MISSING}"
+
+
+@pytest.mark.parametrize("run", ["attacks", "faults"])
+def test_a_low_load_average_is_not_shown_as_none(tmp_path: Path, run: str) -> None:
+    found = json.loads((ROOT / "results" / "trust" / f"{run}.json").read_text())
+    (tmp_path / "trust").mkdir()
+    (tmp_path / "trust" / f"{run}.json").write_text(json.dumps({**found, "load_average": 0.46}))
+    assert "0.5" in {
+        shown for name, shown in robustness.values(tmp_path).items() if name.endswith(("_load", "_average"))
+    }
 
 
 def test_a_table_sets_numbers_right() -> None:

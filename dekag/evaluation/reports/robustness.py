@@ -120,7 +120,7 @@ def _week_values(found: Row) -> dict[str, str]:
         "week_full": str(len(_full(found))),
         "week_problems": str(len(found["problems"])),
         "week_files": f"{found['growth_percent']['files']:+.1f} %",
-        "week_load": f"{found['load_average']:.0f}",
+        "week_load": f"{found['load_average']:.1f}",
         "week_commit": found["commit"],
         "week_date": found["date"],
     }
@@ -146,7 +146,7 @@ def _attack_values(found: Row) -> dict[str, str]:
         "attacks_worked": str(found["worked"]),
         "attacks_again": str(sum(each["tries"] > 1 for kind in found["kinds"].values() for each in kind)),
         "attacks_slowest_health_s": f"{found['slowest_health_s']:.2f} s",
-        "attacks_load": f"{found['load_average']:.0f}",
+        "attacks_load": f"{found['load_average']:.1f}",
         "attacks_commit": found["commit"],
         "attacks_date": found["date"],
     }

@@ -25,6 +25,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import REGISTRY, generate_latest
+from structlog.testing import capture_logs
 
 from dekag.errors import ExhaustedError
 from services.common import clients, tracing
@@ -230,6 +231,56 @@ def test_spans_are_lines_in_a_file_or_on_the_console(tmp_path: Path) -> None:
     for line in map(json.loads, lines):
         assert line["name"] == "edge.generate"
         assert line["resource"]["attributes"]["service.name"] == "dekag-edge"
+
+
+def make_spans(file: Path, monkeypatch: pytest.MonkeyPatch, numbers: range) -> None:
+    """Writes a span for each number, from two services in turn, to a file that is rotated at 20 kB."""
+    monkeypatch.setattr(tracing, "SPANS_BYTES", 20_000)
+    exporters = [tracing._exporter(str(file)) for _ in range(2)]
+    providers = [TracerProvider(shutdown_on_exit=False) for _ in exporters]
+    for provider, exporter in zip(providers, exporters, strict=True):
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+    for number in numbers:
+        providers[number % 2].get_tracer("test").start_span(str(number)).end()
+
+
+def names_in(files: list[Path]) -> list[int]:
+    return [int(json.loads(line)["name"]) for file in files for line in file.read_text().splitlines()]
+
+
+def test_a_file_of_spans_is_rotated_by_whichever_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "spans.jsonl"
+    make_spans(file, monkeypatch, range(500))
+    files = [tmp_path / "spans.jsonl.2", tmp_path / "spans.jsonl.1", file]
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert all(each.stat().st_size < 22_000 for each in files)
+    kept = names_in(files)
+    assert kept == list(range(500 - len(kept), 500)), "the latest spans, all of them"
+
+
+def test_spans_are_dropped_with_a_warning_of_each_service_if_their_file_cannot_be_rotated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "spans.jsonl"
+    (tmp_path / "spans.jsonl.1" / "in the way").mkdir(parents=True)
+    (tmp_path / "spans.jsonl.2").write_text("")
+    with capture_logs() as logs:
+        make_spans(file, monkeypatch, range(200))
+    assert 20_000 <= file.stat().st_size < 22_000
+    assert [each["event"] for each in logs] == 2 * ["spans are dropped: their file cannot be rotated"]
+
+
+def test_a_file_of_spans_that_is_removed_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "spans.jsonl"
+    make_spans(file, monkeypatch, range(3))
+    writer = tracing._SpansFile(file)
+    file.unlink()
+    writer.write("a line\n")
+    assert file.read_text() == "a line\n"
 
 
 def test_a_gateway_that_is_stopped_keeps_no_span_back(tmp_path: Path, closed_port: int) -> None:
