@@ -79,6 +79,19 @@ def test_costs_of_a_picture(fields: dict[str, Any], cost: int) -> None:
         (b"\xff\xd8\xff" + bytes(10**6), 64),
         (b"RIFF\0\0\0\0WEBPVP8X", 64),
     ],
+    ids=[
+        "largest",
+        "profile's size",
+        "one pixel",
+        "two tiles",
+        "eight tiles",
+        "two headers",
+        "cut chunk",
+        "empty",
+        "text",
+        "JPEG without a picture",
+        "WebP without a picture",
+    ],
 )
 def test_pictures_count_by_their_pixels(picture: bytes, cost: int) -> None:
     assert picture_cost(asked(picture), 128) == cost
