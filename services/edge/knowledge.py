@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from services.proto.cloud_pb2_grpc import CloudAsyncStub
 
 _CHECKED_S = 1.0  # longest time that a key stays trusted after it was removed
+_MAX_SEEN = 10_000  # topics, deleted ones among them
 _log = structlog.get_logger()
 
 
@@ -160,6 +161,7 @@ class Knowledge:
 
     async def _catalogue(self) -> tuple[Mapping[str, Manifest], bool]:
         """The current manifest of each topic, and whether the list is known to be complete."""
+        refused: list[Manifest] = []
         if fields := await self._cache.get_hash(CATALOGUE_KEY):
             if fields == self._checked_fields and time.monotonic() < self._checked_until:
                 return self._checked, True
@@ -167,13 +169,19 @@ class Knowledge:
             known = {
                 name: manifest for name, manifest in parsed.items() if manifest and manifest.topic == name
             }
-            if all(map(self._accepts, known.values())):
+            refused = [manifest for manifest in known.values() if not self._accepts(manifest)]
+            if not refused:
                 self._checked_fields, self._checked = fields, known
                 self._checked_until = time.monotonic() + _CHECKED_S
+                self._forget(len(known))
                 return known, True
+        said = await self._cached_catalogue.get()
+        is_complete = self._cached_catalogue.error is None
+        # one that the cloud confirms is right: its topic was made again while the clock was set back
+        if refused and not (is_complete and all(said.get(each.topic) == each for each in refused)):
             metrics.REJECTED.labels("knowledge").inc()
-            _log.warning("asking the cloud which knowledge exists, as what Redis says is not signed by it")
-        return await self._cached_catalogue.get(), self._cached_catalogue.error is None
+            _log.warning("asked the cloud which knowledge exists, as what Redis says is not signed by it")
+        return said, is_complete
 
     async def _query_cloud(self) -> Mapping[str, Manifest]:
         response = await clients.call(
@@ -193,8 +201,14 @@ class Knowledge:
             return False
         if manifest.created < self._seen.get(manifest.topic, 0.0):
             return False
+        self._seen.pop(manifest.topic, None)  # the topics that were seen last come last
         self._seen[manifest.topic] = manifest.created
         return True
+
+    def _forget(self, topics: int) -> None:
+        """Forgets the topics that were seen the longest ago, but none of these current ones."""
+        while len(self._seen) > max(_MAX_SEEN, topics):
+            del self._seen[next(iter(self._seen))]
 
     async def _from_cloud(self, manifest: Manifest) -> tuple[Files, int]:
         request = GetKnowledgeRequest(topic=manifest.topic, content_hash=manifest.content_hash, files=True)

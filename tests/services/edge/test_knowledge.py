@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,15 +35,18 @@ from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore
 from services.common import clients, converters
+from services.common.cache import Cache
 from services.common.converters import DeliveryRequest
 from services.common.frames import Transmission, collect
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 from services.common.signing import Signer, new_signing_key
+from services.edge.knowledge import Knowledge
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
-from services.proto.cloud_pb2_grpc import add_CloudServicer_to_server
+from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
 from tests.profiles import PROFILE
+from tests.services.counted import Counted
 
 if TYPE_CHECKING:
     from services.proto.downlink_pb2_grpc import DownlinkAsyncStub
@@ -496,16 +501,32 @@ async def test_an_update_is_published_from_its_folder(
     assert "fits the model 000000000000" in capsys.readouterr().err
 
 
-async def test_who_writes_to_redis_cannot_replace_what_the_edge_draws_with(
-    start: Start,
-    connect: Connect,
-    system: System,
-    updates: dict[str, KnowledgeUpdate],
-    asked: DeliveryRequest,
-    dummy_profile: Path,
-    redis_url: str,
-    tmp_path: Path,
-) -> None:
+@dataclass
+class Signed:
+    """A cloud that signs, its store, and an edge that checks it."""
+
+    store: KnowledgeStore
+    redis: Redis
+    signer: Signer
+    settings: EdgeSettings
+    edge: DownlinkAsyncStub
+
+    async def publish(self, update: KnowledgeUpdate) -> Manifest:
+        """As a distiller does at the end of a job."""
+        files = update.to_files()
+        manifest = self.store.publish(uuid.uuid4().hex, update.info, update.content_hash, files, b"")
+        await self.sync()
+        return manifest
+
+    async def sync(self) -> None:
+        """As the cloud does every few seconds."""
+        await sync_knowledge(self.store, self.redis, signer=self.signer)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def signed(
+    start: Start, connect: Connect, dummy_profile: Path, redis_url: str, redis: Redis, tmp_path: Path
+) -> Signed:
     key, line = new_signing_key()
     (tmp_path / "signing.key").write_bytes(key)
     (tmp_path / "trusted-keys").write_text(line)
@@ -518,20 +539,66 @@ async def test_who_writes_to_redis_cannot_replace_what_the_edge_draws_with(
         signing_key_file=tmp_path / "signing.key",
     )
     address = await start(CloudServicer(settings), add_CloudServicer_to_server, settings)
-    store, signer = KnowledgeStore(settings.data_dir), Signer(settings.signing_key_file)
-    edge = await system.start_edge(
+    own = EdgeSettings(
+        **models,
         cloud_address=address,
+        knowledge_keep_s=0,
         trusted_keys_file=tmp_path / "trusted-keys",
         cache_key_file=tmp_path / "cache.key",
     )
+    edge = DownlinkStub(connect(await start(EdgeServicer(own), add_DownlinkServicer_to_server, own)))
+    return Signed(KnowledgeStore(settings.data_dir), redis, Signer(settings.signing_key_file), own, edge)
 
-    async def publish(update: KnowledgeUpdate) -> Manifest:
-        manifest = store.publish(uuid.uuid4().hex, update.info, update.content_hash, update.to_files(), b"")
-        await sync_knowledge(store, system.redis, signer=signer)
-        return manifest
 
+async def test_a_topic_that_is_made_again_on_a_clock_set_back_raises_no_alarm(
+    signed: Signed,
+    updates: dict[str, KnowledgeUpdate],
+    asked: DeliveryRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted, rejected = Counted(), 'dekag_rejected_total{kind="knowledge"}'
+    await signed.publish(updates["neon"])
+    await signed.publish(updates["snail"])
+    assert used(await provide(signed.edge, asked, prompt=BOTH)) == [("neon", 1), ("snail", 1)]
+    replayed = await signed.redis.hget(CATALOGUE_KEY, "neon")
+    signed.store.delete("neon")
+    with monkeypatch.context() as clock:
+        clock.setattr("services.cloud.version_store.time", SimpleNamespace(time=lambda: time.time() - 3600))
+        await signed.publish(changed(updates["neon"], guidance_scale=2.0))
+    for seed in range(2):
+        assert used(await provide(signed.edge, asked, prompt=BOTH, seed=seed)) == [("neon", 1), ("snail", 1)]
+    assert counted(rejected) == 0
+
+    await signed.publish(changed(updates["neon"], guidance_scale=3.0))
+    assert used(await provide(signed.edge, asked, prompt=NEON)) == [("neon", 2)]
+    await signed.redis.hset(CATALOGUE_KEY, "neon", replayed or b"")
+    signed.store.delete("neon")
+    assert used(await provide(signed.edge, asked, prompt=NEON, seed=2)) == []
+    assert counted(rejected) == 1, "the cloud does not confirm it"
+
+
+async def test_an_edge_remembers_a_limited_number_of_deleted_topics(
+    signed: Signed, updates: dict[str, KnowledgeUpdate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.edge.knowledge._MAX_SEEN", 3)
+    cache = Cache(signed.settings)
+    async with clients.open_channel(signed.settings.cloud_address, signed.settings) as channel:
+        knowledge = Knowledge(signed.settings, cache, CloudStub(channel))
+        await signed.publish(updates["neon"])
+        for number in range(6):
+            await signed.publish(changed(updates["snail"], topic=f"snail{number}"))
+            assert set((await knowledge._catalogue())[0]) == {"neon", f"snail{number}"}
+            signed.store.delete(f"snail{number}")
+        assert set(knowledge._seen) == {"neon", "snail4", "snail5"}
+    await cache.close()
+
+
+async def test_who_writes_to_redis_cannot_replace_what_the_edge_draws_with(
+    signed: Signed, updates: dict[str, KnowledgeUpdate], asked: DeliveryRequest
+) -> None:
+    edge, signer, publish = signed.edge, signed.signer, signed.publish
     old = await publish(updates["neon"])
-    replayed = await system.redis.hget(CATALOGUE_KEY, "neon")
+    replayed = await signed.redis.hget(CATALOGUE_KEY, "neon")
     await publish(changed(updates["neon"], guidance_scale=2.0))
     right = await provide(edge, asked, prompt=NEON)
     assert used(right) == [("neon", 2)]
@@ -540,21 +607,21 @@ async def test_who_writes_to_redis_cannot_replace_what_the_edge_draws_with(
     manifest = old.model_copy(update={"content_hash": forged.content_hash, "version": 9})
     for entry in (manifest.model_dump_json(), signer.signed(old).model_copy(update={"version": 9}), replayed):
         text = entry.model_dump_json() if isinstance(entry, Manifest) else entry
-        await system.redis.hset(CATALOGUE_KEY, "neon", text or b"")
-        await system.redis.hset(update_key(forged.content_hash), mapping=dict(forged.to_files()))
+        await signed.redis.hset(CATALOGUE_KEY, "neon", text or b"")
+        await signed.redis.hset(update_key(forged.content_hash), mapping=dict(forged.to_files()))
         for seed in (asked.seed, 99):
             got = await provide(edge, asked, prompt=NEON, seed=seed)
             assert used(got) == [("neon", 2)]
             if seed == asked.seed:
                 assert latents(got) == latents(right)
-    await sync_knowledge(store, system.redis, signer=signer)
+    await signed.sync()
 
     first = await provide(edge, asked, prompt=NEON, seed=1)
     assert (await provide(edge, asked, prompt=NEON, seed=1)).report.cached
-    keys = await system.redis.keys("dekag:latent:*")
-    values = [await system.redis.get(each) for each in keys]
+    keys = await signed.redis.keys("dekag:latent:*")
+    values = [await signed.redis.get(each) for each in keys]
     for name, value in zip(keys, values[1:] + values[:1], strict=True):
-        await system.redis.set(name, value or b"")
+        await signed.redis.set(name, value or b"")
     swapped = await provide(edge, asked, prompt=NEON, seed=1)
     assert not swapped.report.cached, "swapped latents are noticed"
     assert latents(swapped) == latents(first)
