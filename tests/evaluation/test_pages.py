@@ -170,8 +170,6 @@ def test_the_summary_says_what_is_missed_and_what_is_missing() -> None:
 
 UNMEASURED = {
     "install_demo_seconds", "install_demo_mib",  # takes an index of packages that is quick enough
-    # take an idle machine
-    "soak_week_growth_percent",
 }  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def _week_values(found: Row) -> dict[str, str]:
         "week_keys": f"{counts['keys']:,}",
         "week_refused": f"{counts['refused requests']:,}",
         "week_full": str(len(_full(found))),
-        "week_problems": str(len(found["problems"])),
+        "week_problems": "; ".join(found["problems"]) or "none",
         "week_files": f"{found['growth_percent']['files']:+.1f} %",
         "week_load": f"{found['load_average']:.1f}",
         "week_commit": found["commit"],
