@@ -21,7 +21,7 @@ watch_files() {
 before=$(checksums)
 "$@" &
 haproxy=$!
-trap 'kill -TERM "$haproxy"' TERM INT
+trap 'kill -TERM "$haproxy"' TERM INT HUP
 watch_files "$before" &
 watcher=$!
 wait "$haproxy"

@@ -240,7 +240,7 @@ def _found(prompt: str, triggers: Mapping[str, Sequence[str]]) -> dict[str, set[
     return {name: each for name, each in found.items() if each}
 
 
-@lru_cache(512)
+@lru_cache(2**13)
 def _words(triggers: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
     """The words of each trigger of a topic; kept for as many topics, as each prompt is compared with all."""
     return frozenset(map(words, triggers))

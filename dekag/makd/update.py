@@ -220,9 +220,11 @@ class KnowledgeUpdate(Artifact):
             raise ValueError("entries")
         if not isinstance(triggers, list) or not triggers:
             raise ValueError("triggers")
-        for text in (self.info["topic"], *triggers, self.info["base_hash"]):
-            if not isinstance(text, str) or len(text) > MAX_PROMPT_CHARS:
-                raise ValueError("texts")
+        named = (self.info["topic"], self.info["base_hash"])
+        if not all(isinstance(text, str) for text in (*named, *triggers)):
+            raise ValueError("texts")
+        if max(map(len, named)) > MAX_PROMPT_CHARS:
+            raise ValueError("texts")
         try:
             check_trigger_lengths(triggers)
         except InvalidInputError as error:  # which says what is allowed, other than for damage

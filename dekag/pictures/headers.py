@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import islice
 
 from PIL import Image
 
@@ -18,6 +19,7 @@ _HEADER_BYTES = 2**18
 """Of a file that are searched for its header: Pillow skips what it does not know byte by byte."""
 _IN_PYTHON = ("PNG", "JPEG", "BMP", "PPM")
 # property of AVIF, width and height of an item; of overlapping ones, each is found
+_MOST_ITEMS = 64
 _ISPE = re.compile(rb"ispe(?=.{4}(.{4})(.{4}))", re.DOTALL)
 
 
@@ -35,8 +37,9 @@ def announced_size(data: bytes) -> tuple[int, int] | None:
     if data[4:8] == b"ftyp":
         return _avif_size(data)
     try:
-        with Image.open(io.BytesIO(data[:_HEADER_BYTES]), formats=_IN_PYTHON) as image:
-            return image.size
+        with Image.open(begin := io.BytesIO(data[:_HEADER_BYTES]), formats=_IN_PYTHON) as image:
+            # a number at the very end may have been cut off
+            return image.size if begin.tell() < _HEADER_BYTES else None
     except (*UNREADABLE, Image.DecompressionBombWarning):
         return None
 
@@ -58,8 +61,11 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 
 def _avif_size(data: bytes) -> tuple[int, int] | None:
     """The largest of all items, as each has its size; a sequence has tracks instead."""
-    sizes = [(int.from_bytes(width), int.from_bytes(height)) for width, height in _ISPE.findall(data)]
-    return None if not sizes or b"moov" in data else max(sizes, key=lambda size: size[0] * size[1])
+    found = list(islice(_ISPE.finditer(data), _MOST_ITEMS + 1))
+    if not 0 < len(found) <= _MOST_ITEMS or b"moov" in data:
+        return None
+    sizes = [(int.from_bytes(item[1]), int.from_bytes(item[2])) for item in found]
+    return max(sizes, key=lambda size: size[0] * size[1])
 
 
 def _little(data: bytes) -> int:

@@ -99,6 +99,7 @@ class DemandLedger:
         self._restoring = asyncio.Lock()
         self._profile: Profile
         self.edge_hash = ""  # hash of the edge model that updates must fit
+        self.other_cloud = ""  # why Redis must not be used
 
     def load(self, profile: Profile) -> None:
         """Sets the profile whose topics can be distilled."""
@@ -207,7 +208,7 @@ class DemandLedger:
 
     async def _restore(self) -> None:
         """Reads the state that an earlier process left in Redis, once."""
-        if self._restored or self._redis is None:
+        if self._restored or self._redis is None or self.other_cloud:
             return
         async with self._restoring:
             if self._restored:
@@ -234,14 +235,14 @@ class DemandLedger:
             gone = [topic for topic in counted if topic not in known and topic not in teachable]
             if gone and self._redis is not None:
                 await self._redis.hdel(DEMAND_KEY, *gone)  # type: ignore[misc]
-        except _REDIS_DOWN as error:  # or the disk; the next attempt may succeed
+        except (*_REDIS_DOWN, DekagError) as error:  # or the disk, or a topic's file; the next may succeed
             _log.debug("the demand for deleted topics is kept", error=str(error))
             return
         for topic in gone:
             self._states.pop(topic, None)
 
     async def _save(self, topics: Sequence[str]) -> None:
-        if self._redis is None:
+        if self._redis is None or self.other_cloud:
             return
         texts = {topic: self._states[topic].model_dump_json() for topic in topics if topic in self._states}
         try:

@@ -213,7 +213,6 @@ class Distiller:
 
     async def serve(self) -> None:
         """Processes jobs until SIGTERM or SIGINT; a running job is then stopped and queued again."""
-        await self._wait_for_redis()
         worker = Worker(
             self._queue,
             [(FUNCTION, self._distill)],
@@ -230,21 +229,6 @@ class Distiller:
             self._thread.close()
             with contextlib.suppress(*_REDIS_DOWN):  # nothing to disconnect from
                 await self._queue.disconnect()
-
-    async def _wait_for_redis(self) -> None:
-        """Waits as long as another data folder's cloud uses Redis: the queue in it is not this one's."""
-        last = ""
-        while True:
-            try:
-                reason = await other_cloud(self._redis, self._settings.data_dir)
-            except REDIS_ERRORS:
-                return  # the worker waits for Redis
-            if not reason:
-                return
-            if reason != last:
-                _log.error(f"no job can run: {reason}")
-            last = reason
-            await asyncio.sleep(_RETRY_S)
 
     async def _distill(self, context: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
         """Called by SAQ for each job; returns the job's result, see ``services.cloud.jobs``."""
@@ -292,7 +276,8 @@ class Distiller:
                 _log.exception("job failed")
             tracing.mark_failed(span, str(error))
             result, kept_aside = {"error": str(public(error, job.key))}, False
-            await asyncio.to_thread(self._folders.decide, job.key, "failed")
+            if not await asyncio.to_thread(self._folders.decide, job.key, "failed"):
+                result = {}  # it was cancelled meanwhile
         await asyncio.to_thread(self._folders.end, job.key, result)
         if result:  # otherwise it was cancelled and is counted by the cancellation
             ending = "failed" if "error" in result else "kept_aside" if kept_aside else "finished"
@@ -361,11 +346,14 @@ class Distiller:
                     version=published.version,
                     seconds=round(seconds, 1),
                 )
-        await _retry_until_redis_up(
-            sync_knowledge, self._store, self._redis, self._settings.mirror_mib, self._signer
-        )
+        await _retry_until_redis_up(self._sync)
         _note_stage("publish", time.perf_counter() - start)
         return Outcome(published.scores, version=published.version)
+
+    async def _sync(self) -> None:
+        """Syncs the knowledge to Redis, unless that is another cloud's; then its own does so later."""
+        if not await other_cloud(self._redis, self._settings.data_dir):
+            await sync_knowledge(self._store, self._redis, self._settings.mirror_mib, self._signer)
 
     def _replaced(self, spec: DistillSpec, distilled: Distilled) -> bool:
         """Whether the current update was replaced since the new one was compared with it."""
@@ -417,14 +405,19 @@ class Distiller:
             metrics.REDIS_FAILURES.inc()
             _log.warning(f"Redis {explain(error)}; the job continues", error=str(error))
 
+    async def _no_job_can_run(self) -> str:
+        """Why no job can run though Redis answers; empty if jobs can."""
+        with contextlib.suppress(*REDIS_ERRORS):
+            if reason := await other_cloud(self._redis, self._settings.data_dir):
+                return reason
+        return await asyncio.to_thread(problem, self._settings.data_dir)
+
     async def _report_health(self, worker: Worker[Any]) -> None:
         """Touches the health file while jobs can run; logs why they cannot."""
         redis, last = redis_probe(self._redis), ""
         while not worker.event.is_set():  # redis-py sometimes swallows a cancellation
             reason = await redis.problem()
-            reason = (
-                f"Redis {reason}" if reason else await asyncio.to_thread(problem, self._settings.data_dir)
-            )
+            reason = f"Redis {reason}" if reason else await self._no_job_can_run()
             if reason != last:
                 last = reason
                 _log.warning(f"no job can run: {reason}") if reason else _log.info("jobs can run again")

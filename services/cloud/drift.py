@@ -78,6 +78,7 @@ class DriftWatch:
         self._settings, self._store, self._redis, self._cache = settings, store, redis, cache
         self._shown: set[str] = set()
         self.edge_hash = ""  # hash of the edge model, which generates images that use no update
+        self.other_cloud = ""  # why Redis must not be written
 
     async def running(self) -> dict[str, TopicConsistency]:
         """Scores by topic for the current versions that have samples; empty without Redis."""
@@ -102,7 +103,7 @@ class DriftWatch:
             return
         metrics.CONSISTENCY.labels(topic).observe(consistency)
         self._shown.add(topic)
-        if self._redis is None:
+        if self._redis is None or self.other_cloud:
             return
         try:
             self._show(topic, await self._add(self._redis, topic, version, consistency))

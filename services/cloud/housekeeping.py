@@ -94,7 +94,8 @@ class Housekeeping:
         self._folders.tidy(keep_s=keep_s, keep=settings.keep_jobs)
         self._store.tidy(keep=min(_ASIDE, settings.max_topics), keep_s=max(keep_s, 30 * 86_400))
         self._transmission.tidy()
-        (settings.data_dir / NEW_ID).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only disk, also if there is none
+            (settings.data_dir / NEW_ID).unlink()
         self._store.owners.tidy(topics_in_use(settings.data_dir))
         kept = {"keep": settings.keep_versions, "keep_s": settings.keep_versions_s}
         for topic, versions in self._store.prune(**kept).items():

@@ -51,6 +51,7 @@ class JobFolders:
     """
 
     def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
         self._root, self._ended = data_dir / "jobs", data_dir / "ended"
 
     def work(self, job: str) -> Path:
@@ -107,13 +108,18 @@ class JobFolders:
             spec: JSON.
             texts: the file of the order's texts, see `split_order`.
         """
-        with self.claimed(job):  # so that `tidy` does not take the folder for one of an ended job
-            if texts:
-                write_synced(self.work(job) / _TEXTS, texts)
-            new = self.work(job) / f".{_SPEC}"
-            write_synced(new, spec.encode())
-            new.rename(self.work(job) / _SPEC)
-            sync_folder(self.work(job))
+        while True:
+            with self.claimed(job) as claimed:  # so that `tidy` does not take the folder for an ended job's
+                if not claimed:  # by `tidy`, for a moment
+                    time.sleep(0.01)
+                    continue
+                if texts:
+                    write_synced(self.work(job) / _TEXTS, texts)
+                new = self.work(job) / f".{_SPEC}"
+                write_synced(new, spec.encode())
+                new.rename(self.work(job) / _SPEC)
+                sync_folder(self.work(job))
+            break
         sync_folder(self._root)
 
     def spec(self, job: str) -> bytes | None:

@@ -35,6 +35,7 @@ from dekag.documents import parse_json
 from dekag.errors import ConflictError, DekagError, ExhaustedError, NotFoundError, UnavailableError
 from services.cloud.housekeeping import check_quotas
 from services.cloud.job_folder import JobFolders, is_final, split_order
+from services.cloud.leases import other_cloud
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import disk_errors, problem
 from services.common import metrics, tracing
@@ -155,6 +156,7 @@ class DistillQueue(RedisQueue):
 
     SAQ's own sweep removes a job from all lists for some seconds before queuing it again, so that a second
     crash in that time loses the job. It also treats jobs as stuck that were dequeued a moment ago.
+    While the cloud of another data folder uses Redis, no job is taken or swept.
 
     Args:
         redis: holds the queue.
@@ -194,6 +196,9 @@ class DistillQueue(RedisQueue):
             timeout: longest wait for a job, s; 0 waits without end.
             poll_interval: has no effect.
         """
+        if await other_cloud(self.redis, self._folders.data_dir):
+            await asyncio.sleep(_UNTAKEN_S)
+            return None
         # from the head of the list to its head: only waits for a job
         if not await self.redis.blmove(self._queued, self._queued, math.ceil(timeout), "LEFT", "LEFT"):
             return None
@@ -233,7 +238,7 @@ class DistillQueue(RedisQueue):
         return {self.job_key_from_id(member.decode(errors="replace")) for member in listed}
 
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
-        """Queues unfinished jobs again whose heartbeat is overdue, and drops jobs that have ended.
+        """Queues unfinished jobs again that nobody works on, and drops jobs that have ended.
 
         A job that is claimed is left alone. One that was dequeued and is not claimed has certainly lost its
         distiller; it does not wait for the heartbeat. Each job is queued again in one transaction. A queued
@@ -241,6 +246,8 @@ class DistillQueue(RedisQueue):
         without attempts left fails instead.
         """
         swept, suspects = [], set()
+        if await other_cloud(self.redis, self._folders.data_dir):
+            return []
         async with self.redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S):
             names = list(await asyncio.to_thread(read_specs, self._folders))
             await self._drop_ended(set(names))

@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import uuid
 from pathlib import Path
@@ -26,6 +28,7 @@ LEASE_KEY = "dekag:lock:cloud"
 NEW_ID = ".new-cloud.id"
 """Left by a cloud that was killed while it named the folder."""
 _LOCK, _ID = "cloud.lock", "cloud.id"
+_NAME = re.compile(r"[0-9a-f]{32}")
 _HOLDER_CHARS = 300  # of another cloud's name that are shown
 # Scripts, so that no cloud comes between reading and writing. The value begins with the folder's name.
 _TAKE = """
@@ -77,7 +80,18 @@ class FolderLease:
         with contextlib.suppress(OSError):  # full or read-only; it is only for another cloud's message
             os.ftruncate(self._file.fileno(), 0)
             os.write(self._file.fileno(), _process().encode())
-        self.name = _folder_name(data_dir)
+        self._data_dir, self.name = data_dir, _read_name(data_dir) or uuid.uuid4().hex
+        self.keep_name()
+
+    def keep_name(self) -> None:
+        """Writes the name into the folder unless it is there; a full or read-only disk prevents that."""
+        if _read_name(self._data_dir) == self.name:
+            return
+        with contextlib.suppress(OSError):
+            new = self._data_dir / NEW_ID
+            write_synced(new, self.name.encode())
+            new.rename(self._data_dir / _ID)
+            sync_folder(self._data_dir)
 
     def close(self) -> None:
         """Gives the folder back."""
@@ -135,10 +149,10 @@ async def other_cloud(redis: Redis, data_dir: Path) -> str:
         redis.exceptions.RedisError: Redis does not answer.
         OSError: the same, or the folder cannot be read.
     """
-    value = await redis.get(LEASE_KEY) or b""
-    known = data_dir / _ID
-    own = known.read_bytes().strip() if known.exists() else b""
-    return _other_cloud(value) if value.split(b" ")[0] not in (own, b"") else ""
+    if not (value := await redis.get(LEASE_KEY)):
+        return ""
+    own = await asyncio.to_thread(_read_name, data_dir)
+    return _other_cloud(value) if value.split(b" ")[0] != own.encode() else ""
 
 
 def _other_cloud(value: bytes) -> str:
@@ -150,15 +164,10 @@ def _process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _folder_name(data_dir: Path) -> str:
-    file = data_dir / _ID
-    with contextlib.suppress(FileNotFoundError):
-        if known := file.read_text().strip():
-            return known
-    name = uuid.uuid4().hex
-    with contextlib.suppress(OSError):  # full or read-only: the name is this process's alone
-        new = data_dir / NEW_ID
-        write_synced(new, name.encode())
-        new.rename(file)
-        sync_folder(data_dir)
-    return name
+def _read_name(data_dir: Path) -> str:
+    """The name of a data folder; empty if it has none, or a damaged one."""
+    try:
+        name = (data_dir / _ID).read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    return name if _NAME.fullmatch(name) else ""

@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from services.cloud.settings import CloudSettings
 
 _MAX_CLIENT_CHARS = 64
-_LEASE_TIMEOUT_S = 2.0  # a cloud starts, and stops, without Redis too
+_LEASE_S, _LEASE_TIMEOUT_S = 15.0, 2.0  # a cloud starts, and stops, without Redis too
 _log = structlog.get_logger()
 _Response = TypeVar("_Response", Knowledge, TransmissionKnowledge)
 
@@ -125,7 +125,7 @@ class CloudServicer(CloudBase):
             threads=settings.threads,
             max_queue=settings.max_queue,
         )
-        self._syncing = asyncio.create_task(self._sync())
+        self._syncing = asyncio.gather(self._sync(), self._keep_redis())
         self._generator: Generator
         self._profile: Profile
         self._codec: str
@@ -140,9 +140,8 @@ class CloudServicer(CloudBase):
         with disk_errors(self._settings.data_dir):
             self._folder_lease = FolderLease(self._settings.data_dir)
         if self._redis is not None:
-            keep_s = 10 + 3 * self._settings.mirror_every_s
             name, folder = self._folder_lease.name, self._settings.data_dir
-            self._redis_lease = RedisLease(self._redis, name, folder, keep_s)
+            self._redis_lease = RedisLease(self._redis, name, folder, _LEASE_S)
         if reason := asyncio.run_coroutine_threadsafe(self._take_redis(), self._loop).result():
             raise SettingError(reason)
         self._tidy()  # makes room, perhaps
@@ -480,7 +479,8 @@ class CloudServicer(CloudBase):
                 else:
                     await self._repair.check()
                 await self._sync_once()
-                await self._demand.start_jobs()
+                if not self._other_cloud:
+                    await self._demand.start_jobs()
             except Exception:  # unexpected; the next attempt may succeed
                 _log.exception("repair or sync of the knowledge failed")
             if not self._closing:
@@ -489,6 +489,8 @@ class CloudServicer(CloudBase):
     def _look_after(self) -> None:
         """Tidies the data folder, and makes up for what a full disk has prevented at the start."""
         self._tidy()
+        if self._folder_lease is not None:
+            self._folder_lease.keep_name()
         if not self._shipped:
             self._publish_shipped()
 
@@ -513,11 +515,17 @@ class CloudServicer(CloudBase):
             async with asyncio.timeout(_LEASE_TIMEOUT_S):
                 reason = await self._redis_lease.take()
         except REDIS_ERRORS:
-            return ""  # reported by what needs Redis; the next sync tries again
+            return self._other_cloud  # what needs Redis reports it
         if reason and reason != self._other_cloud:
-            _log.error("knowledge is not synced to Redis", reason=reason)
-        self._other_cloud = reason
+            _log.error("this cloud does not write to Redis", reason=reason)
+        self._other_cloud = self._demand.other_cloud = self._drift.other_cloud = reason
         return reason
+
+    async def _keep_redis(self) -> None:
+        """Prolongs the lease, also while models load and while knowledge is verified."""
+        while not self._closing:
+            await asyncio.sleep(_LEASE_S / 5)
+            await self._take_redis()
 
     async def _sync_once(self) -> None:
         if self._redis is None:

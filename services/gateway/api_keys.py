@@ -201,10 +201,12 @@ class ApiKeys:
         Raises:
             ExhaustedError: fewer are left of this minute.
         """
-        more = min(cost, key.requests_per_minute) - 1  # one was counted when the request came
-        if more > 0:
-            with metrics.REFUSED.labels("key").count_exceptions(ExhaustedError):
-                self._use(key, more, f"this request counts as {more + 1}, and ")
+        if (times := min(cost, key.requests_per_minute)) <= 1:  # counted when the request came
+            return
+        if used := self._used[key.name]:
+            used.pop()  # counted below instead, or not at all: a refused request must not delay the next one
+        with metrics.REFUSED.labels("key").count_exceptions(ExhaustedError):
+            self._use(key, times, f"this request counts as {times}, and ")
 
     def _check(self, key: Key) -> None:
         if self._running[key.name] >= key.concurrency:

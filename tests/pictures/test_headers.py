@@ -61,3 +61,18 @@ def test_headers_beyond_the_first_part_of_a_file_are_not_looked_for() -> None:
     comments = b"\xff\xfe\xff\xff" + bytes(2**16 - 3)
     assert announced_size(file[:2] + 3 * comments + file[2:]) == (40, 24)
     assert announced_size(file[:2] + 4 * comments + file[2:]) is None
+
+
+def test_a_number_that_the_first_part_of_a_file_cuts_off_is_not_taken_for_a_smaller_one() -> None:
+    for cut in (1, 2, 3):
+        begin = b"P4 1024 #"
+        comment = b"a" * (2**18 - len(begin) - 1 - cut)
+        file = begin + comment + b"\n1024\n" + bytes(1024 * 128)
+        picture = read_picture(file, max_pixels=MAX_PICTURE_PIXELS)
+        assert (picture.width, picture.height) == (1024, 1024)
+        assert announced_size(file) in (None, (1024, 1024))
+
+
+def test_many_items_are_not_all_looked_at() -> None:
+    assert announced_size(b"\0\0\0\x20ftypavif" + b"ispe" + bytes(4) + b"\0\0\1\0" * 2) == (256, 256)
+    assert announced_size(b"\0\0\0\x20ftypavif" + b"ispe" * 2**20) is None

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import shutil
 import ssl
 import subprocess
@@ -55,6 +56,14 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
     **{f"limited-{i}": {"scopes": ("draw", "publish"), "requests_per_minute": 12} for i in range(9)},
 }
 """The keys; alice is the victim, the others attack."""
+
+
+async def _rest(reader: asyncio.StreamReader) -> str:
+    """What follows the first line of an answer: its headers, and as much of its body as they announce."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", b"\r\n" + head)
+    body = await (reader.readexactly(int(length[1])) if length else reader.read(2**16))
+    return (head + body).decode(errors="replace")
 
 
 class System:
@@ -252,14 +261,14 @@ class System:
             line = await asyncio.wait_for(reader.readline(), within_s)
             status = int(line.split()[1]) if line.startswith(b"HTTP/") else 0
             if status >= 500:
-                rest = (await asyncio.wait_for(reader.read(2**16), within_s)).decode(errors="replace")
+                rest = await asyncio.wait_for(_rest(reader), within_s)
                 if is_broken(status, rest):
                     self.fail(f"answered with {status}: {rest[-120:]}")
             return status
         except TimeoutError:
             self.fail(f"no answer within {within_s:g} s")
             return 0
-        except OSError:
+        except (OSError, asyncio.IncompleteReadError):
             return 0
         finally:
             writer.transport.abort()

@@ -12,20 +12,23 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from dekag.errors import UnavailableError
+from services.cloud.demand import BUDGET_KEY, DEMAND_KEY
 from services.cloud.distiller import Distiller
+from services.cloud.drift import CONSISTENCY_KEY
 from services.cloud.leases import LEASE_KEY, FolderLease, RedisLease, other_cloud
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings, DistillerSettings
 from services.common import clients
 from services.common.errors import SettingError
 from services.common.knowledge import CATALOGUE_KEY
-from services.proto.cloud_pb2 import DistillRequest
+from services.proto.cloud_pb2 import DecideRequest, DistillRequest
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from tests.chain import starter
 from tests.processes import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 Settings = Callable[..., CloudSettings]
+QUEUED = "saq:distill:queued"
 HELD = "the cloud of another data folder .process {} on .*, DEKAG_DATA_DIR {}.* uses the same Redis"
 
 
@@ -67,15 +70,17 @@ async def test_a_folder_has_one_cloud_and_keeps_its_name(tmp_path: Path) -> None
 
 
 async def test_the_lease_of_redis_is_one_folders_until_it_ends(redis: Redis, tmp_path: Path) -> None:
-    mine, theirs = (RedisLease(redis, name, tmp_path / name, 0.5) for name in ("mine", "theirs"))
+    mine, theirs = (RedisLease(redis, name, tmp_path / name, 60) for name in ("mine", "theirs"))
     assert await mine.take() == await mine.take() == ""
     assert str(tmp_path / "mine") in await theirs.take()
     await theirs.give_back()
-    assert await RedisLease(redis, "mine", tmp_path, 0.5).take() == "", "a cloud that crashed starts again"
+    assert await RedisLease(redis, "mine", tmp_path, 60).take() == "", "a cloud that crashed starts again"
     await mine.give_back()
     assert await theirs.take() == ""
     assert await mine.take()
-    await asyncio.sleep(0.6)
+    assert 0 < await redis.pttl(LEASE_KEY) <= 60_000
+    await redis.pexpire(LEASE_KEY, 1)
+    await asyncio.sleep(0.05)
     assert await mine.take() == "", "the other crashed, and does not start again"
 
 
@@ -85,7 +90,7 @@ async def test_a_distiller_waits_while_redis_is_another_folders(
     theirs, mine = settings("theirs"), settings("mine")
     (lease := FolderLease(mine.data_dir)).close()
     assert await other_cloud(redis, mine.data_dir) == "", "no cloud is there"
-    held = RedisLease(redis, lease.name, mine.data_dir, 10)
+    held = RedisLease(redis, lease.name, mine.data_dir, 600)
     await held.take()
     assert await other_cloud(redis, mine.data_dir) == "", "its own cloud is"
     assert str(mine.data_dir) in await other_cloud(redis, theirs.data_dir), "a folder without a cloud yet"
@@ -93,8 +98,10 @@ async def test_a_distiller_waits_while_redis_is_another_folders(
     health = tmp_path / "healthy"
     distiller = Distiller(DistillerSettings(**given, health_file=health, distill_threads=1))
     serving = asyncio.create_task(distiller.serve())
+    await redis.rpush(QUEUED, "theirs")  # type: ignore[misc]  # typed for both clients
     await asyncio.sleep(3)
     assert not health.exists()
+    assert await redis.lrange(QUEUED, 0, -1) == [b"theirs"]  # type: ignore[misc]
     await held.give_back()
     async with asyncio.timeout(60):
         while not health.exists():  # noqa: ASYNC110
@@ -131,15 +138,34 @@ async def test_a_cloud_whose_redis_became_anothers_neither_writes_nor_distils(
         await redis.flushdb()
         await redis.set(LEASE_KEY, f"other process 1 on far, DEKAG_DATA_DIR {tmp_path}")
         await until(servicer, may_write=False)
-        await redis.hset(CATALOGUE_KEY, "theirs", b"{}")  # type: ignore[misc]  # typed for both clients
+        for key in (CATALOGUE_KEY, DEMAND_KEY, CONSISTENCY_KEY):
+            await redis.hset(key, "theirs", b"{}")  # type: ignore[misc]  # typed for both clients
         order = DistillRequest(topic="snail")
         async with clients.open_channel(address, mine) as channel:
             with pytest.raises(UnavailableError, match=HELD.format(1, tmp_path)):
                 await clients.call(CloudStub(channel).Distill, order, "cloud")
+            asked = DecideRequest(topics=["snail"])
+            await clients.call(CloudStub(channel).Decide, asked, "cloud")
         await asyncio.sleep(5 * mine.mirror_every_s)
-        assert await redis.hkeys(CATALOGUE_KEY) == [b"theirs"]  # type: ignore[misc]  # as above
+        for key in (CATALOGUE_KEY, DEMAND_KEY, CONSISTENCY_KEY):
+            assert await redis.hkeys(key) == [b"theirs"], key  # type: ignore[misc]  # as above
+        assert not await redis.exists(BUDGET_KEY, QUEUED)
         await redis.delete(LEASE_KEY)
         await until(servicer, may_write=True)
+
+
+async def test_a_folder_without_room_gets_its_name_later(tmp_path: Path) -> None:
+    (tmp_path / ".new-cloud.id").mkdir()  # so that none can be written
+    lease = FolderLease(tmp_path)
+    assert not (tmp_path / "cloud.id").exists()
+    (tmp_path / ".new-cloud.id").rmdir()
+    lease.keep_name()
+    assert (tmp_path / "cloud.id").read_text() == lease.name
+    lease.close()
+    (tmp_path / "cloud.id").write_bytes(b"\xff one two")
+    again = FolderLease(tmp_path)
+    assert (tmp_path / "cloud.id").read_text() == again.name != lease.name
+    again.close()
 
 
 async def test_a_cloud_starts_and_stops_without_redis(settings: Settings) -> None:

@@ -228,6 +228,29 @@ async def test_publications_and_large_pictures_use_up_the_limit_of_a_key(tmp_pat
         assert "counts as 12" in is_problem(answer, 429)["detail"], "at most those of a minute"
 
 
+async def test_a_client_that_waits_as_told_is_served() -> None:
+    """Also if the request counts as a whole minute, and others came before it."""
+    now = 0.0
+    key = Key("alice", b"hash", requests_per_minute=10, concurrency=2)
+    keys = ApiKeys([key], clock=lambda: now)
+    async with keys.in_flight(key):
+        pass
+    waits = []
+    while len(waits) < 5:
+        try:
+            async with keys.in_flight(key):
+                keys.charge(key, 99)
+        except ExhaustedError as refused:
+            waits.append(refused.retry_after_s or 0)
+            now += waits[-1]
+        else:
+            break
+    assert waits == [60]
+    with pytest.raises(ExhaustedError, match="10 times a minute"):
+        async with keys.in_flight(key):
+            pass
+
+
 async def test_event_streams_end_with_the_key_that_opened_them(
     chain: Any, redis_url: str, empty: None, tmp_path: Path
 ) -> None:
