@@ -50,8 +50,10 @@ _INFRASTRUCTURE = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need n
 _WATCH = f"/{HEALTH_NAME}/Watch"
 MAX_ARRIVING = 64
 """Upper limit of calls whose message has not arrived; the oldest makes room for another."""
-MAX_CHECKS = MAX_REFLECTIONS = 32
-"""Upper limits of simultaneous health checks, and of streams of reflection; see _Places."""
+MAX_CHECKS = 32
+"""Upper limit of simultaneous health checks; further ones are refused."""
+MAX_REFLECTIONS = 32
+"""Upper limit of streams of reflection; see _Places."""
 MAX_CONNECTIONS = 256
 """Upper limit of connections to a service, and of watches of its health (see _Places).
 

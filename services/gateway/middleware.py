@@ -60,10 +60,8 @@ _ORDERS = "orders of distillations"
 _UPLOADS = "uploads"
 _LARGE_BODIES = {_UPLOADS: 2, "pictures": 4, _ORDERS: 2}  # at a time: they are held in memory
 _ENVELOPE_BYTES = 64 * 1024  # of JSON around uploaded files, and of a gRPC message around them
-_CHAR_BYTES, _QUOTES_BYTES = (
-    12,
-    32,
-)  # of a character in JSON, two \uXXXX, and of quotes and indent round a text
+_CHAR_BYTES = 12  # of a character in JSON: two \uXXXX
+_QUOTES_BYTES = 32  # of quotes and indent round a text
 _OPEN_FOLDERS = (f"{web_ui.ASSETS_URL}/", "/docs-assets/")
 _log = structlog.get_logger()
 
