@@ -125,7 +125,7 @@ class CloudServicer(CloudBase):
             threads=settings.threads,
             max_queue=settings.max_queue,
         )
-        self._syncing = asyncio.gather(self._sync(), self._keep_redis())
+        self._tasks = [asyncio.create_task(work) for work in (self._sync(), self._keep_redis())]
         self._generator: Generator
         self._profile: Profile
         self._codec: str
@@ -179,8 +179,9 @@ class CloudServicer(CloudBase):
     async def close(self) -> None:
         """Closes the connections to Redis and the models' threads."""
         self._closing = True  # as well, since redis-py sometimes swallows a cancellation
-        self._syncing.cancel()
-        await asyncio.gather(self._syncing, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._jobs.close()
         if self._redis_lease is not None:
             with contextlib.suppress(*REDIS_ERRORS):
