@@ -15,7 +15,7 @@ ALL = frozenset(DELIVERIES)
 EDGE_ALONE = frozenset({"semantic", "semantic-unaligned"})  # what needs no cloud
 NOTHING: frozenset[str] = frozenset()
 RESTART_S = 60.0  # that the engine may take to start a container again
-JOB_S = 180.0
+JOB_S = 480.0  # the smaller forms of an update are trained, too
 _REDIS_LINKS = [f"{name}-redis" for name in ("gateway", "user", "edge", "cloud", "distiller")]
 Do = Callable[[Stack], None]
 

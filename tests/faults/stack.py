@@ -183,4 +183,4 @@ def wait_for(what: Callable[[], bool], within_s: float, why: str) -> float:
 
 def order(topic: str, **config: Any) -> Mapping[str, Any]:
     """A small distillation."""
-    return {"topic": topic, "images": 8, "steps": 20, "rank": 1, "tokens": 1, **config}
+    return {"topic": topic, "images": 8, "steps": 20, "rank": 1, "tokens": 1, "force": True, **config}
