@@ -20,7 +20,6 @@ from typing import Self
 import structlog
 from pydantic import BaseModel, Field
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from dekag.documents import parse_json
 from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableError
@@ -34,13 +33,13 @@ from services.cloud.version_store import KnowledgeStore
 from services.common import metrics
 from services.common.converters import enum_values
 from services.common.knowledge import Manifest
+from services.common.redis_state import REDIS_ERRORS
 from services.proto import cloud_pb2
 
 DEMAND_KEY, BUDGET_KEY = "dekag:demand", "dekag:budget"
 ACTIONS = enum_values(cloud_pb2.Action)
 BY_FILE = frozenset({cloud_pb2.ACTION_DISTIL, cloud_pb2.ACTION_FILE})
 _MAX = 2**53
-_REDIS_DOWN = (RedisError, OSError, TimeoutError)
 _log = structlog.get_logger()
 
 
@@ -216,7 +215,7 @@ class DemandLedger:
             try:
                 fields: dict[bytes, bytes] = await self._redis.hgetall(DEMAND_KEY)  # type: ignore[misc]
                 budget: bytes | None = await self._redis.get(BUDGET_KEY)
-            except _REDIS_DOWN as error:
+            except REDIS_ERRORS as error:
                 metrics.REDIS_FAILURES.inc()
                 _log.warning("the demand so far is not known: Redis cannot be read", error=str(error))
                 self._restored = True
@@ -235,7 +234,7 @@ class DemandLedger:
             gone = [topic for topic in counted if topic not in known and topic not in teachable]
             if gone and self._redis is not None:
                 await self._redis.hdel(DEMAND_KEY, *gone)  # type: ignore[misc]
-        except (*_REDIS_DOWN, DekagError) as error:  # or the disk, or a topic's file; the next may succeed
+        except (*REDIS_ERRORS, DekagError) as error:  # or the disk, or a topic's file; the next may succeed
             _log.debug("the demand for deleted topics is kept", error=str(error))
             return
         for topic in gone:
@@ -249,7 +248,7 @@ class DemandLedger:
             if texts:
                 await self._redis.hset(DEMAND_KEY, mapping=texts)  # type: ignore[misc]
                 await self._redis.set(BUDGET_KEY, self._period.model_dump_json())
-        except _REDIS_DOWN as error:
+        except REDIS_ERRORS as error:
             metrics.REDIS_FAILURES.inc()
             _log.debug("demand not saved", error=str(error))
 

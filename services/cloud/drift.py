@@ -17,7 +17,6 @@ from typing import Self
 import structlog
 from pydantic import Field
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from dekag.documents import parse_json
 from dekag.metrics.drift import RunningScore
@@ -26,6 +25,7 @@ from services.cloud.version_store import KnowledgeStore
 from services.common import metrics
 from services.common.cache import Cache
 from services.common.knowledge import NO_KNOWLEDGE
+from services.common.redis_state import REDIS_ERRORS
 from services.proto.cloud_pb2 import RunningConsistency
 from services.proto.downlink_pb2 import KnowledgeUse
 
@@ -107,7 +107,7 @@ class DriftWatch:
             return
         try:
             self._show(topic, await self._add(self._redis, topic, version, consistency))
-        except (RedisError, OSError, TimeoutError) as error:
+        except REDIS_ERRORS as error:
             metrics.REDIS_FAILURES.inc()
             _log.debug("consistency sample lost", topic=topic, error=str(error))
 

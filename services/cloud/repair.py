@@ -13,11 +13,11 @@ from pathlib import Path
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from dekag.errors import DekagError
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, VersionManifest, update_key
+from services.common.redis_state import REDIS_ERRORS
 from services.common.signing import Signer
 
 _log = structlog.get_logger()
@@ -114,7 +114,7 @@ class Repair:
             if manifest is None or (manifest.topic, manifest.version) != (topic, version):
                 return None, None
             fields = await self._redis.hgetall(update_key(manifest.content_hash))  # type: ignore[misc]
-        except (RedisError, OSError, TimeoutError) as error:
+        except REDIS_ERRORS as error:
             _log.warning("cannot read the copy of damaged knowledge", topic=topic, error=str(error))
             return manifest, None
         files = _files(fields)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -250,7 +249,7 @@ class CloudServicer(CloudBase):
             started = await self._jobs.start(spec, job_id, request.client, request.owner, limited=limited)
         return self._job(started)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _claimed(self, topic: str, owner: str, *, admin: bool) -> AsyncIterator[None]:
         """Makes a new topic the owner's, unless what is done inside the context fails.
 
