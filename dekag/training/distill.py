@@ -122,12 +122,17 @@ def draw_images(
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     missing = {path: prompt for prompt, path, note in known if png_note(path) != note}
-    cloud.reader.prepare(list(missing.values()))
+    waiting = list(missing.values())
+    prepared = 0
     pixels = []
     for done, ((prompt, path, note), seed) in enumerate(zip(known, seeds, strict=True)):
         if should_stop():
             raise Stopped
         if path in missing:
+            if not prepared:
+                prepared = cloud.reader.prepare(waiting)
+                waiting = waiting[prepared:]
+            prepared -= 1
             unfinished = path.with_suffix(f".{os.getpid()}")
             unfinished.write_bytes(to_png(cloud.image(prompt, seed), note))
             unfinished.replace(path)

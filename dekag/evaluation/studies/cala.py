@@ -64,6 +64,7 @@ from dekag.evaluation.studies.digital import CHANNELS, RATES, SNRS_DB, Semantic,
 from dekag.generation.loading import folder_hash
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import equalize
+from dekag.metrics.features import encoder_hashes
 from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink
 from dekag.training.cala import deliver, source_values
@@ -278,7 +279,7 @@ class CalaStudy:
         known += [bank.adapters.content_hash, edge.model_hash, edge.steps]
         known += [edge.guidance_scale, prompts, *edge.departures]
         if (scorer := bank.profile.scorer) is not None:
-            known += [folder_hash(scorer.clip), folder_hash(scorer.dino)]
+            known += encoder_hashes(**scorer.encoders).values()
         return cls(trainings, latents, pixels, seeds, content_key(*known), prompts)
 
     def text(
