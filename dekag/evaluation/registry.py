@@ -209,9 +209,15 @@ FIGURES: dict[str, Figure] = {
             "probe_edge_heldout_accuracy", "Edge model: visible attributes correct, held-out topics", "%",
             75, _MOST,
         ),
-        Figure("outline_cloud_agreement", "Cloud model: outline of the subject, where the prompt says size and side", "%"),
-        Figure("outline_edge_known_agreement", "Edge model: outline of the subject, known topics, as above", "%"),
-        Figure("outline_edge_heldout_agreement", "Edge model: outline of the subject, held-out topics, as above", "%"),
+        Figure("outline_cloud_agreement", "Cloud model: outline of the subject, size and side told", "%"),
+        Figure(
+            "outline_edge_known_agreement",
+            "Edge model: outline of the subject, size and side told, known topics", "%",
+        ),
+        Figure(
+            "outline_edge_heldout_agreement",
+            "Edge model: outline of the subject, size and side told, held-out topics", "%",
+        ),
         Figure(
             "codec_clean_gap_db", "Unaligned codec, clean channel: below the limit of 64-QAM", "dB", 1, _MOST
         ),

@@ -110,7 +110,8 @@ def says_size_and_side(prompt: str, scene: Scene) -> bool:
     Example:
         >>> from dekag.stickers import Scene
         >>> from dekag.stickers.captions import says_size_and_side
-        >>> says_size_and_side("a tiny red fox in the snow, on the left", Scene("fox", "red", "small", "left", "snow"))
+        >>> fox = Scene("fox", "red", "small", "left", "snow")
+        >>> says_size_and_side("a tiny red fox in the snow, on the left", fox)
         True
     """
     return all(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from dekag.evaluation.studies.digital import (
     check,
     choose,
     conditions_of,
+    crossovers_db,
     load_image_set,
     measure,
     needed_uses,
