@@ -30,7 +30,7 @@ from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicFile, read_topics
 from dekag.makd.update import KnowledgeUpdate
-from dekag.metrics.features import ImageScorer
+from dekag.metrics.features import ImageScorer, encoder_hashes
 from dekag.metrics.outline import OutlineJudge
 from dekag.metrics.probe import AttributeProbe
 from dekag.pipeline import PixelLink
@@ -70,8 +70,8 @@ class ModelBank:
 
     @cached_property
     def edge(self) -> Generator:
-        """Draws what is sent."""
-        return Generator.from_profile(self.profile, "edge")
+        """Draws what is sent; studies also train it, so that it is not offloaded."""
+        return Generator.from_profile(self.profile, "edge", machine_placement(trained=True))
 
     @cached_property
     def aligned_edge(self) -> AlignedGenerator:
@@ -103,7 +103,7 @@ class ModelBank:
     @cached_property
     def scorer(self) -> ImageScorer:
         """The encoders that score consistency."""
-        return ImageScorer.load(self.evaluators.clip, self.evaluators.dino)
+        return ImageScorer.load(**self.evaluators.encoders)
 
     @cached_property
     def probe(self) -> AttributeProbe:
@@ -123,8 +123,9 @@ class ModelBank:
     @cached_property
     def metrics_hash(self) -> str:
         """Of the weights of all that scores."""
-        folders = self.evaluators.clip, self.evaluators.dino, self.evaluators.probe
-        return "".join(folder_hash(folder) for folder in folders if folder)
+        known = [*encoder_hashes(**self.evaluators.encoders).values()]
+        known += [folder_hash(probe)] if (probe := self.evaluators.probe) else []
+        return "".join(known)
 
     @cached_property
     def codec(self) -> JsccCodec:

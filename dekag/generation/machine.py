@@ -32,12 +32,14 @@ class Machine(BaseModel):
         "is there and logs it. Codec and link always compute on the CPU.",
     )
     text_device: str = Field(
-        "", description="Device of the text encoder, such as cpu for a large one. Empty: as DEKAG_DEVICE."
+        "",
+        description="Device of the text encoder: cpu, where a large one may stay, or as DEKAG_DEVICE, which "
+        "empty means as well. With DEKAG_OFFLOAD it must be empty.",
     )
     offload: bool = Field(
         False,
         description="Keep the parts of a generator in main memory and move each to the CUDA device only "
-        "while it computes: less memory there, more time.",
+        "while it computes: less memory there, more time. The edge that a distillation trains stays there.",
     )
     keep_text_encoder: bool = Field(
         True,
@@ -51,8 +53,10 @@ class Machine(BaseModel):
         "as the profile says.",
     )
 
-    def placement(self, *, keep_text_encoder: bool = True) -> Placement:
+    def placement(self, *, keep_text_encoder: bool = True, trained: bool = False) -> Placement:
         """Where models compute. Imports torch.
+
+        A model that is trained stays on its device: offload moves parts for a forward pass alone.
 
         Raises:
             InvalidInputError: a device is not there; names the setting.
@@ -63,7 +67,7 @@ class Machine(BaseModel):
             return place(
                 self.device,
                 text_device=self.text_device,
-                offload=self.offload,
+                offload=self.offload and not trained,
                 keep_text_encoder=keep_text_encoder,
                 vae_dtype=self.vae_dtype,
             )
@@ -118,7 +122,7 @@ def read(kind: type[_Settings], environment: Mapping[str, str] = os.environ) -> 
         raise InvalidInputError(variables[name], _ALLOWED[name], first["input"]) from None
 
 
-def machine_placement(role: Role = "edge", *, device: str | None = None) -> Placement:
+def machine_placement(role: Role = "edge", *, trained: bool = False, device: str | None = None) -> Placement:
     """Where a generator computes on this machine.
 
     Example:
@@ -128,6 +132,7 @@ def machine_placement(role: Role = "edge", *, device: str | None = None) -> Plac
 
     Args:
         role: the cloud's text encoder leaves memory if DEKAG_KEEP_TEXT_ENCODER says so, the edge's never.
+        trained: whether it is trained, and thus stays on its device whatever DEKAG_OFFLOAD says.
         device: replaces DEKAG_DEVICE.
 
     Raises:
@@ -136,4 +141,5 @@ def machine_placement(role: Role = "edge", *, device: str | None = None) -> Plac
     machine = read(Machine)
     if device is not None:
         machine = machine.model_copy(update={"device": device})
-    return machine.placement(keep_text_encoder=machine.keep_text_encoder or role != "cloud")
+    kept = machine.keep_text_encoder or role != "cloud"
+    return machine.placement(keep_text_encoder=kept, trained=trained)

@@ -198,10 +198,10 @@ class ServiceSettings(Machine, CommonSettings):
         description="Time that a free model waits for more requests to join a batch, s.",
     )
 
-    def placement(self, *, keep_text_encoder: bool = True) -> Placement:
+    def placement(self, *, keep_text_encoder: bool = True, trained: bool = False) -> Placement:
         """Where models compute; SettingError if a device is not there. Imports torch."""
         try:
-            return super().placement(keep_text_encoder=keep_text_encoder)
+            return super().placement(keep_text_encoder=keep_text_encoder, trained=trained)
         except InvalidInputError as error:
             raise SettingError(str(error)) from None
 

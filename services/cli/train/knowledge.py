@@ -92,7 +92,8 @@ def knowledge(
     asked = {name: value for name, value in {"images": images, "steps": steps}.items() if value is not None}
     config = DistillConfig(**{**models.distill.given(), **asked, "seed": seed})
     folder = out or profile_folder(profile) / "knowledge"
-    placed, machine = {role: machine_placement(role) for role in ROLES}, read(TrainingMachine)
+    placed = {role: machine_placement(role, trained=role == "edge") for role in ROLES}
+    machine = read(TrainingMachine)
     # another model, sampling, setting or prompt has a run of its own: its images and checkpoints do not fit
     of_models = [
         (pipeline_hash(each), each.steps, each.guidance_scale, models.size, *each.formats)
@@ -112,7 +113,7 @@ def knowledge(
             drawn[name] = cloud_images(cloud, prompts, config, run, on_progress=on_progress)
     del cloud  # before the edge is loaded: memory for one of them is enough
     edge = Generator.from_profile(models, "edge", placed["edge"])
-    scorer = None if models.scorer is None else ImageScorer.load(models.scorer.clip, models.scorer.dino)
+    scorer = None if models.scorer is None else ImageScorer.load(**models.scorer.encoders)
     for name, (prompts, run) in runs_of.items():
         with _progress(name) as on_progress:
             update = distill(

@@ -148,6 +148,15 @@ def test_an_invalid_setting_is_named_with_what_it_may_be(
         read(TrainingMachine)
 
 
+def test_a_model_that_is_trained_is_not_offloaded(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEKAG_OFFLOAD", "true")
+    assert not machine_placement(trained=True).offload
+    bank = ModelBank(str(profile))
+    assert bank.edge.device.type == "cpu"
+    with pytest.raises(InvalidInputError, match="DEKAG_OFFLOAD must be used with a CUDA device"):
+        _ = bank.cloud
+
+
 def test_models_are_loaded_as_the_settings_say(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEKAG_VAE_DTYPE", "bfloat16")
     monkeypatch.setenv("DEKAG_KEEP_TEXT_ENCODER", "false")
