@@ -459,7 +459,11 @@ def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shapes: Path) -> None:
         monkeypatch.setattr(tka_training, name, value)
 
 
-def test_examples_are_rendered_and_drawn_with_their_prompts(few: None, profile: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("models", ["profile", "foreign_profile"])
+def test_examples_are_rendered_and_drawn_with_their_prompts(
+    few: None, models: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    profile: Path = request.getfixturevalue(models)
     bank = ModelBank(str(profile))
     drawn = Trainings(bank, PLAN, ResultStore(tmp_path / "runs"))
     assert [len(each) for each in drawn.examples] == [20, 16]

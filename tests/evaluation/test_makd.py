@@ -76,7 +76,12 @@ def test_finished_cell_is_read_not_run_again(study: MakdStudy) -> None:
     assert first["bytes"]["4"] < first["bytes"]["8"] < first["bytes"]["16"]
 
 
-def test_full_fine_tune_leaves_the_edge_as_it_was(study: MakdStudy) -> None:
+@pytest.mark.parametrize("models", ["dummy_profile", "foreign_profile"])
+def test_full_fine_tune_leaves_the_edge_as_it_was(
+    models: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    profile = with_evaluators(request.getfixturevalue(models), tmp_path / "profile")
+    study = MakdStudy(ModelBank(str(profile)), 2, 1, ResultStore(tmp_path))
     before = study.bank.edge.image("a red boat", 1)
     result = study.run(TopicTraining("rocket", dataclasses.replace(TINY, method="full")))
     assert list(result["rows"]) == ["16"]
