@@ -58,7 +58,7 @@ def held_out_combinations() -> dict[str, tuple[int, int]]:
 def held_out_share(count: int = 10_000, seed: int = 1) -> float:
     """Fraction of random scenes that the edge knows whose combination is held out, from `count` of them."""
     rng, draw = random.Random(seed), STICKERS.scenes(cloud=False)
-    return sum(draw(rng).held_out for _ in range(count)) / count
+    return sum(bool(draw(rng).held_out) for _ in range(count)) / count
 
 
 def topic_prompts(topic: Topic, count: int) -> list[Prompt]:

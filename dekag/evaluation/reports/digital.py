@@ -14,6 +14,7 @@ from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures
 from dekag.evaluation.registry import MISSING, read_figures
 from dekag.evaluation.reports import cala, end_to_end
 from dekag.evaluation.studies.digital import COMMAND, FOLDER, RATES, USES
+from dekag.evaluation.studies.end_to_end import COMMAND as OVERALL
 
 COLUMNS = {
     "best-file": "whole file",
@@ -76,7 +77,7 @@ def _overall(results: Path, delivery: str, fading: str | None = None) -> float:
         and (round(cell["cbr"], 6), cell["link"]["snr_db"]) == SHOWN_PLACE
     ]
     if not found:
-        raise NotMeasuredError(end_to_end.COMMAND)
+        raise NotMeasuredError(OVERALL)
     return float(np.mean(found))
 
 
@@ -237,7 +238,15 @@ REPORT = Report(
     command=COMMAND,
     values=values,
     tables={
-        "figures": figures_table(["digital_lead_db", "digital_channel_use_ratio", "digital_ahead_from_db"]),
+        "figures": figures_table(
+            [
+                "digital_lead_db",
+                "digital_channel_use_ratio",
+                "digital_ahead_from_db",
+                "digital_harq_ahead_from_db",
+                "digital_awgn_ahead_from_db",
+            ]
+        ),
         "leads": leads_table,
         "senders": senders_table,
         "psnr": psnr_tables,
