@@ -15,6 +15,8 @@ from dekag.evaluation.registry import OF_THE_PAGE, read_figures
 from dekag.evaluation.statistics import POSITIVE, mean_ci95, mean_of, proportion_ci95
 from services.bench import channel, overload, scale, start, throughput, traffic, upgrade
 from services.bench.conventional import LINKS
+from services.bench.cost import DELIVERY
+from services.bench.growth import growth_plot, growth_table, growth_values
 from services.bench.parts import FOUR_TOPICS, GUIDED, IMAGES_AT_ONCE
 from services.bench.results_io import read_bench
 
@@ -57,6 +59,7 @@ SERVERS = {
     "services": ("DeKA-g's services", plots.OURS),
     "litserve": ("LitServe", plots.SECOND),
     "litserve, 2 workers": ("LitServe, 2 workers", plots.FIFTH),
+    "fastapi, 2 processes": ("FastAPI handler, 2 processes", plots.THIRD),
     "litserve, batches": ("LitServe, batches", plots.FOURTH),
     "fastapi": ("FastAPI handler", plots.BASE),
 }
@@ -265,8 +268,12 @@ def distill_table(results: Path) -> Lines:
     return table(["topic", "s"], [[row["topic"], f"{row['seconds']:.1f}"] for row in rows])
 
 
+def _cost_rows(results: Path) -> list[Row]:
+    return [row for row in read_bench("cost", results)["rows"] if row["kind"] == DELIVERY]
+
+
 def _costs(results: Path) -> dict[str, dict[str, float]]:
-    rows = read_bench("cost", results)["rows"]
+    rows = _cost_rows(results)
     return {
         delivery: {
             what: statistics.fmean(row[what] for row in rows if row["delivery"] == delivery)
@@ -278,7 +285,7 @@ def _costs(results: Path) -> dict[str, dict[str, float]]:
 
 def cost_table(results: Path) -> Lines:
     """What an image costs, by delivery."""
-    rows = read_bench("cost", results)["rows"]
+    rows = _cost_rows(results)
     lines = []
     for delivery, mean in _costs(results).items():
         psnrs = [row["psnr_db"] for row in rows if row["delivery"] == delivery]
@@ -348,7 +355,7 @@ def _interval(value: float, ci95: Sequence[float]) -> str:
 LOAD = Report(
     page="results-load.md",
     command="make bench",
-    values=load_values,
+    values=lambda results: {**load_values(results), **growth_values(results)},
     partial=True,
     tables={
         "figures": figures_table(KEYS),
@@ -369,9 +376,10 @@ LOAD = Report(
         "knowledge": knowledge_table,
         "distill": distill_table,
         "cost": cost_table,
+        "growth": growth_table,
         "origins": origins,
     },
-    plots={"throughput": throughput_plot, "cost": cost_plot},
+    plots={"throughput": throughput_plot, "cost": cost_plot, "growth": growth_plot},
 )
 
 
