@@ -9,7 +9,7 @@ the order of sums depends on the processor.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,7 +73,7 @@ def outputs(profile: Profile) -> Iterator[Output]:
     yield from _of_generation(profile)
     yield from _of_transmission(profile)
     if profile.scorer is not None:
-        yield from _of_scorer(profile.scorer.clip, profile.scorer.dino)
+        yield from _of_scorer(profile.scorer.encoders)
 
 
 def write(profile: Profile, folder: Path) -> int:
@@ -184,14 +184,13 @@ def _sent_pixels(codec: PixelCodec) -> Output:
     return Output("pixel codec", codec.base_hash, _both(symbols, codec.decode(symbols, shape, condition)))
 
 
-def _of_scorer(clip: str, dino: str) -> Iterator[Output]:
-    from dekag.generation.loading import folder_hash
-    from dekag.metrics.features import ImageScorer
+def _of_scorer(encoders: Mapping[str, Any]) -> Iterator[Output]:
+    from dekag.metrics.features import ImageScorer, encoder_hashes
 
     noise = torch.randint(256, (1, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(SEED))
-    features = ImageScorer.load(clip, dino).features(noise.to(torch.uint8).numpy())
-    yield Output("clip", folder_hash(clip), features["clip"])
-    yield Output("dino", folder_hash(dino), features["dino"])
+    features = ImageScorer.load(**encoders).features(noise.to(torch.uint8).numpy())
+    for name, model_hash in encoder_hashes(**encoders).items():
+        yield Output(name, model_hash, features[name])
 
 
 def _both(symbols: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,12 @@ def parts(profile: Profile) -> list[Part]:
     }
     if profile.scorer is not None:
         others |= {name: getattr(profile.scorer, name) for name in ("clip", "dino", "probe", "outline")}
-    return found + [_single(role, path) for role, path in others.items() if path is not None]
+    revisions = {} if profile.scorer is None else profile.scorer.encoders
+    return found + [
+        _single(role, path, revisions.get(f"{role}_revision"))
+        for role, path in others.items()
+        if path is not None
+    ]
 
 
 def processes(profile: Profile, found: list[Part], *, restoring: bool = False) -> dict[str, int]:
@@ -155,7 +160,7 @@ def _pipeline(role: str, model: GeneratorProfile) -> Iterator[Part]:
     if base is None or not (base / INDEX).exists():
         yield Part(role, "", model.path, None)
         return
-    for name in _components(read_json(base / INDEX)):
+    for name in weighty(read_json(base / INDEX)):
         part = Part(role, name, model.path, base / name, bytes_each=_bytes_each(model, name))
         yield _replacement(role, name, model) or _weights(part, model.variant)
 
@@ -179,15 +184,15 @@ def _bytes_each(model: GeneratorProfile, component: str) -> int:
     return SIZES[model.vae_dtype if component == "vae" else model.dtype]
 
 
-def _components(index: dict[str, Any]) -> list[str]:
-    """The components of a pipeline that have weights."""
+def weighty(index: dict[str, Any]) -> list[str]:
+    """The components of a pipeline, of its model_index.json, that have weights."""
     without = ("tokenizer", "scheduler", "feature_extractor", "safety_checker", "image_encoder")
     named = {name: pair for name, pair in index.items() if isinstance(pair, list) and pair[0] is not None}
     return [name for name in named if not name.startswith("_") and not name.startswith(without)]
 
 
-def _single(role: str, path: str) -> Part:
-    return _weights(Part(role, "", path, model_folder(path)), None)
+def _single(role: str, path: str, revision: str | None) -> Part:
+    return _weights(Part(role, "", path, model_folder(path, revision)), None)
 
 
 def _weights(part: Part, variant: str | None) -> Part:

@@ -29,7 +29,7 @@ from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicFile, read_topics
 from dekag.makd.update import KnowledgeUpdate
-from dekag.metrics.features import ImageScorer
+from dekag.metrics.features import ImageScorer, encoder_hashes
 from dekag.metrics.outline import OutlineJudge
 from dekag.metrics.probe import AttributeProbe
 from dekag.pipeline import PixelLink
@@ -101,7 +101,7 @@ class ModelBank:
     @cached_property
     def scorer(self) -> ImageScorer:
         """The encoders that score consistency."""
-        return ImageScorer.load(self.evaluators.clip, self.evaluators.dino)
+        return ImageScorer.load(**self.evaluators.encoders)
 
     @cached_property
     def probe(self) -> AttributeProbe:
@@ -121,8 +121,9 @@ class ModelBank:
     @cached_property
     def metrics_hash(self) -> str:
         """Of the weights of all that scores."""
-        folders = self.evaluators.clip, self.evaluators.dino, self.evaluators.probe
-        return "".join(folder_hash(folder) for folder in folders if folder)
+        known = [*encoder_hashes(**self.evaluators.encoders).values()]
+        known += [folder_hash(probe)] if (probe := self.evaluators.probe) else []
+        return "".join(known)
 
     @cached_property
     def codec(self) -> JsccCodec:

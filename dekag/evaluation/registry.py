@@ -125,9 +125,11 @@ FIGURES: dict[str, Figure] = {
             paper=6.5, claimed=True, summary=True,
         ),
         Figure(
-            "tka_gain_strong_db", "CALA: gain in PSNR over the strongest codec that knows no channel", "dB"
+            "tka_gain_strong_db", "CALA: gain in PSNR over the strongest codec that knows no channel", "dB",
+            summary=True,
         ),
         Figure("tka_mean_psnr_db", "CALA: mean PSNR of received images", "dB", 24.6),
+        Figure("tka_10db_psnr_db", "CALA: PSNR of received images at CBR 1/96 and 10 dB", "dB", 30),
         Figure("tka_adapter_share", "CALA: trained parameters, of the codec's", "%", 5, _MOST),
         Figure(
             "tka_lead_over_best_baseline_db",
@@ -161,7 +163,13 @@ FIGURES: dict[str, Figure] = {
         ),
         Figure(
             "digital_ahead_from_db", "SNR from which on the best digital sender is ahead of CALA, CBR 1/96",
-            "dB",
+            "dB", summary=True,
+        ),
+        Figure(
+            "digital_harq_ahead_from_db", "SNR from which on it is ahead with HARQ, CBR 1/96", "dB",
+        ),
+        Figure(
+            "digital_awgn_ahead_from_db", "SNR from which on it is ahead over AWGN alone, CBR 1/96", "dB",
         ),
         Figure("photos_tried", "Photographs sent through every baseline", "images", 12),
         Figure(
@@ -189,15 +197,27 @@ FIGURES: dict[str, Figure] = {
         Figure("vae_ssim", "Autoencoder: SSIM of held-out scenes", "ratio", 0.96),
         Figure("naming_cloud_subject_percent", "Cloud model: subjects named right, blind", "%", 95),
         Figure("naming_edge_subject_percent", "Edge model: subjects named right, blind", "%", 90),
+        Figure("naming_cloud_colour_percent", "Cloud model: colours named right, blind", "%", 95),
+        Figure("naming_edge_colour_percent", "Edge model: colours named right, blind", "%", 95),
+        Figure("naming_cloud_setting_percent", "Cloud model: settings named right, blind", "%", 95),
+        Figure("naming_edge_setting_percent", "Edge model: settings named right, blind", "%", 95),
+        Figure("naming_cloud_acceptable_percent", "Cloud model: images marked acceptable or nice", "%", 80),
+        Figure("naming_edge_acceptable_percent", "Edge model: images marked acceptable or nice", "%", 80),
         Figure("probe_cloud_accuracy", "Cloud model: visible attributes correct, all topics", "%", 97),
         Figure("probe_edge_known_accuracy", "Edge model: visible attributes correct, known topics", "%", 95),
         Figure(
             "probe_edge_heldout_accuracy", "Edge model: visible attributes correct, held-out topics", "%",
             75, _MOST,
         ),
-        Figure("outline_cloud_agreement", "Cloud model: outline of the subject, all topics", "%"),
-        Figure("outline_edge_known_agreement", "Edge model: outline of the subject, known topics", "%"),
-        Figure("outline_edge_heldout_agreement", "Edge model: outline of the subject, held-out topics", "%"),
+        Figure("outline_cloud_agreement", "Cloud model: outline of the subject, size and side told", "%"),
+        Figure(
+            "outline_edge_known_agreement",
+            "Edge model: outline of the subject, size and side told, known topics", "%",
+        ),
+        Figure(
+            "outline_edge_heldout_agreement",
+            "Edge model: outline of the subject, size and side told, held-out topics", "%",
+        ),
         Figure(
             "codec_clean_gap_db", "Unaligned codec, clean channel: below the limit of 64-QAM", "dB", 1, _MOST
         ),
@@ -354,6 +374,13 @@ def record(
     }
     results.mkdir(parents=True, exist_ok=True)
     (results / "headline.json").write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
+
+
+def forget(key: str, results: Path = RESULTS) -> None:
+    """Remove a figure that a run could not measure: what an earlier run wrote is of other models, perhaps."""
+    figures = read_figures(results)
+    if figures.pop(key, None) is not None:
+        (results / "headline.json").write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
 
 
 def current_commit() -> str:

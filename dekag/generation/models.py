@@ -220,13 +220,18 @@ class Generator:
         """The device of the denoiser."""
         return placement.device_and_dtype(self._denoiser)[0]
 
+    @property
+    def small(self) -> bool:
+        """Whether the denoiser is so small that its time is not all arithmetic: batches and traces pay."""
+        return worth_tracing(self._denoiser)
+
     def trace(self) -> None:
         """Draw from now on by a trace of the denoiser, if that is faster; the bits stay the same.
 
         It takes as long as ten images of the embedded models, so it pays in a service. The denoiser must stay
         as it is: layers that are added later are not in the trace.
         """
-        if not worth_tracing(self._denoiser):
+        if not self.small:
             return
         try:
             self._traced = TracedDenoiser(self._denoiser)

@@ -190,12 +190,14 @@ class ServiceSettings(CommonSettings):
         "is there and logs it. Codec and link always compute on the CPU.",
     )
     text_device: str = Field(
-        "", description="Device of the text encoder, such as cpu for a large one. Empty: as DEKAG_DEVICE."
+        "",
+        description="Device of the text encoder: cpu, where a large one may stay, or as DEKAG_DEVICE, which "
+        "empty means as well. With DEKAG_OFFLOAD it must be empty.",
     )
     offload: bool = Field(
         False,
         description="Keep the parts of a generator in main memory and move each to the CUDA device only "
-        "while it computes: less memory there, more time.",
+        "while it computes: less memory there, more time. The edge that a distillation trains stays there.",
     )
     keep_text_encoder: bool = Field(
         True,
@@ -221,15 +223,18 @@ class ServiceSettings(CommonSettings):
         description="Time that a free model waits for more requests to join a batch, s.",
     )
 
-    def placement(self, *, keep_text_encoder: bool = True) -> Placement:
-        """Where models compute; SettingError if a device is not there. Imports torch."""
+    def placement(self, *, keep_text_encoder: bool = True, trained: bool = False) -> Placement:
+        """Where models compute; SettingError if a device is not there. Imports torch.
+
+        A model that is trained stays on its device: offload moves parts for a forward pass alone.
+        """
         from dekag.generation.placement import place
 
         try:
             return place(
                 self.device,
                 text_device=self.text_device,
-                offload=self.offload,
+                offload=self.offload and not trained,
                 keep_text_encoder=keep_text_encoder,
                 vae_dtype=self.vae_dtype,
             )

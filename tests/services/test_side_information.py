@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import pytest_asyncio
@@ -144,6 +145,18 @@ async def test_the_constellation_follows_the_reported_snr(
     assert alone.report.modulation == converters.MODULATIONS["qam64"], "as it was trained"
     chosen = await receive(reading, asked, link=link, modulation="qam4")
     assert chosen.report.modulation == converters.MODULATIONS["qam4"]
+
+
+@pytest.mark.parametrize(("fading", "antennas"), [("mimo-2x2", 2), ("mimo-4x4", 4)])
+async def test_with_several_antennas_the_constellation_follows_the_snr_of_a_stream(
+    reading: Chain, asked: DeliveryRequest, fading: Literal["mimo-2x2", "mimo-4x4"], antennas: int
+) -> None:
+    snr_db = 10.0 * math.log10(antennas) + 8.0  # 8 dB for each stream
+    image = await receive(reading, asked, link=LinkConditions(snr_db=snr_db, fading=fading))
+    alone = await receive(reading, asked, link=LinkConditions(snr_db=8.0))
+    assert image.report.modulation == alone.report.modulation == converters.MODULATIONS["qam64"]
+    told = await receive(reading, asked, link=LinkConditions(snr_db=snr_db))
+    assert told.report.modulation != image.report.modulation
 
 
 async def test_what_an_update_puts_into_the_edges_encoder_does_not_reach_the_codec(

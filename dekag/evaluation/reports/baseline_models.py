@@ -8,8 +8,7 @@ from typing import Any
 from dekag.documents import read_json
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, figures_table, read_rows, table
-from dekag.evaluation.statistics import PERCENT, mean_ci95
-from dekag.evaluation.studies.baseline_models import COMMAND, FOLDER
+from dekag.evaluation.studies.baseline_models import COMMAND, FOLDER, accuracy
 from dekag.evaluation.studies.naming import FOLDER as NAMING
 from dekag.evaluation.studies.naming import JUDGED, MARKS
 
@@ -19,6 +18,14 @@ KEYS = (
     "probe_cloud_accuracy",
     "probe_edge_known_accuracy",
     "probe_edge_heldout_accuracy",
+    "naming_cloud_subject_percent",
+    "naming_edge_subject_percent",
+    "naming_cloud_colour_percent",
+    "naming_edge_colour_percent",
+    "naming_cloud_setting_percent",
+    "naming_edge_setting_percent",
+    "naming_cloud_acceptable_percent",
+    "naming_edge_acceptable_percent",
     "outline_cloud_agreement",
     "outline_edge_known_agreement",
     "outline_edge_heldout_agreement",
@@ -38,10 +45,7 @@ def attributes_plot(results: Path) -> Any:
     """Visible attributes that are correct, by generator and prompts."""
     means, intervals = [], []
     for name in DRAWN:
-        rows = read_rows(results / FOLDER / f"{name}.jsonl")
-        mean, ci95 = mean_ci95(
-            [100 * sum(row["correct"].values()) / len(row["correct"]) for row in rows], PERCENT
-        )
+        mean, ci95 = accuracy(read_rows(results / FOLDER / f"{name}.jsonl"))
         means.append(mean)
         intervals.append(ci95 or [mean, mean])
     figure, axes = plots.panels(height_in=1.8)

@@ -401,7 +401,8 @@ REPORT = Report(
     tables={
         "figures": figures_table(
             [
-                "tka_gain_db", "tka_gain_strong_db", "tka_mean_psnr_db", "tka_adapter_share",
+                "tka_gain_db", "tka_gain_strong_db", "tka_mean_psnr_db", "tka_10db_psnr_db",
+                "tka_adapter_share",
                 "tka_oracle_gap_db", "tka_lead_over_best_baseline_db", "tka_unseen_gap_db",
                 "gate_cost_ratio", "tka_codec_ms", "auto_rate_hit_share",
             ]

@@ -193,7 +193,15 @@ REPORT = Report(
     command=COMMAND,
     values=values,
     tables={
-        "figures": figures_table(["digital_lead_db", "digital_channel_use_ratio", "digital_ahead_from_db"]),
+        "figures": figures_table(
+            [
+                "digital_lead_db",
+                "digital_channel_use_ratio",
+                "digital_ahead_from_db",
+                "digital_harq_ahead_from_db",
+                "digital_awgn_ahead_from_db",
+            ]
+        ),
         "leads": leads_table,
         "psnr": psnr_tables,
         "failures": failures,

@@ -56,6 +56,7 @@ from dekag.generation.models import LatentEncoder
 from dekag.link.conditions import LinkConditions
 from dekag.link.image_coding import decode, encode
 from dekag.makd.topics import read_topics
+from dekag.metrics.features import encoder_hashes
 from dekag.metrics.image import psnr_db
 from dekag.pictures import Picture, Tiling
 from dekag.pipeline import LinkResult, Receiver, SemanticLink, render_tiles, tile_receptions
@@ -92,8 +93,10 @@ def identity(profile_name: str) -> dict[str, str]:
         found["adapters"] = folder_hash(profile.adapters)
     if profile.knowledge is not None:
         found["knowledge"] = folder_hash(profile.knowledge)
-    evaluators = {} if profile.scorer is None else profile.scorer.model_dump(exclude_none=True)
-    found |= {name: folder_hash(folder) for name, folder in evaluators.items()}
+    if (scorer := profile.scorer) is not None:
+        found |= encoder_hashes(**scorer.encoders)
+        others = scorer.model_dump(include={"probe", "outline"}, exclude_none=True)
+        found |= {name: folder_hash(folder) for name, folder in others.items()}
     return {**found, **plugins.code_hashes()}
 
 

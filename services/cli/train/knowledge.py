@@ -90,7 +90,7 @@ def knowledge(
         (each.model_hash, each.steps, each.guidance_scale, each.size, *each.departures)
         for each in (cloud, edge)
     ]
-    scorer = None if models.scorer is None else ImageScorer.load(models.scorer.clip, models.scorer.dino)
+    scorer = None if models.scorer is None else ImageScorer.load(**models.scorer.encoders)
     for name in topic or own or TOPICS:
         prompts = topic_prompts(name, topics=own, count=config.images, held_out=config.held_out, seed=seed)
         # checkpoints of smaller forms have names of their own within the run

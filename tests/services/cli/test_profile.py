@@ -153,13 +153,13 @@ async def test_what_a_hub_does_not_hold_is_named(dummy_profile: Path, tmp_path: 
     hub = {"lab/edge": dummy_profile / "edge", "lab/pickled": pickled, "lab/part": part}
     elsewhere = {"unet": {"path": "lab/edge", "subfolder": "unet", "revision": "v9"}}
     cases: list[tuple[dict[str, Any], str]] = [
-        (named(pickled), "lab/pickled is downloaded, but holds no unet weights as .safetensors files"),
+        (named(pickled), "lab/pickled holds no unet weights as .safetensors files"),
         (named(part), "lab/part holds no pipeline: it has no model_index.json"),
         (named(tmp_path / "nothing"), "cannot download lab/nothing: 404"),
         (named(tmp_path / "edge", revision="v9"), "cannot download lab/edge: 404"),
         (
             named(tmp_path / "edge", variant="fp16"),
-            "lab/edge is downloaded, but holds no text_encoder weights",
+            "lab/edge holds no text_encoder weights",
         ),
         (named(tmp_path / "edge", components=elsewhere), "cannot download lab/edge: 404"),
     ]
@@ -178,6 +178,39 @@ async def test_what_a_hub_does_not_hold_is_named(dummy_profile: Path, tmp_path: 
     for stderr, (_, said) in zip(told, cases, strict=True):
         assert stderr.startswith(said)
         assert len(stderr.splitlines()) == 1, stderr
+
+
+@pytest.mark.asyncio
+async def test_encoders_are_fetched_at_their_revision_or_refused_first(
+    dummy_profile: Path, tmp_path: Path
+) -> None:
+    models = {f"lab/{name}": tmp_path / name for name in ("edge", "clip", "dino", "pickled")}
+    shutil.copytree(dummy_profile / "edge", models["lab/edge"])
+    for name in ("clip", "dino", "pickled"):
+        models[f"lab/{name}"].mkdir()
+        (models[f"lab/{name}"] / "config.json").write_text("{}")
+        (models[f"lab/{name}"] / "preprocessor_config.json").write_text(f'{{"of": "{name}"}}')
+        weights = "pytorch_model.bin" if name == "pickled" else "model.safetensors"
+        save_file({"weight": torch.ones(3)}, models[f"lab/{name}"] / weights)
+    whole = {"clip": "lab/clip", "clip_revision": COMMIT, "dino": "lab/dino"}
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({**whole, "dino": "lab/pickled"}, "lab/pickled holds no weights as .safetensors files"),
+        ({**whole, "clip_revision": "v9"}, "cannot download lab/clip: 404"),
+    ]
+    with running_hub(models) as (address, taken):
+        there = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        for number, (scorer, said) in enumerate(cases):
+            edge = named(models["lab/edge"])
+            profile = rewritten(dummy_profile, tmp_path / str(number), edge=edge, scorer=scorer)
+            done = await dekag("profile", "fetch", str(profile), folder=tmp_path, env=there)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr.startswith(said)
+            assert not [name for name in taken if name.endswith(".safetensors")]
+        profile = rewritten(dummy_profile, tmp_path / "mine", scorer=whole)
+        done = await dekag("profile", "fetch", str(profile), folder=tmp_path, env=there)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == "lab/clip ...\nlab/dino ...\n2 downloaded.\n"
+        assert "lab/clip/preprocessor_config.json" in taken
 
 
 @pytest.mark.asyncio
