@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +27,7 @@ from dekag.files import read_text
 MAX_DEPTH = 64
 """Lists and objects inside each other."""
 MAX_NODES = 1_000_000
-"""Of a YAML document whose aliases are written out."""
+"""Of a YAML document whose aliases are written out, and of JSON from strangers."""
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)'
@@ -112,18 +113,21 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), str(path))
 
 
-def parse_json(data: bytes | str, document: str) -> Any:
+def parse_json(data: bytes | str, document: str, *, max_nodes: int | None = None) -> Any:
     """What a JSON text holds.
 
     Args:
         data: UTF-8, or what its byte order mark says.
         document: what errors call it.
+        max_nodes: largest number of values, each of which may take thirty times its bytes; None: any.
 
     Raises:
-        DocumentError: no JSON, a key twice in an object, a number that is not finite, or more than MAX_DEPTH
-            levels.
+        DocumentError: no JSON, a key twice in an object, a number that is not finite, more than MAX_DEPTH
+            levels, or more than `max_nodes` values.
     """
     text = _decoded(data, document)
+    if max_nodes is not None and _too_many(text, max_nodes):
+        raise DocumentError(document, f"more than {max_nodes} values", allowed=f"at most {max_nodes} values")
     if _too_deep(text) or _SURROGATE.search(text):
         _refuse_lossy(text, document)
     try:
@@ -197,6 +201,14 @@ def _finite(text: str) -> float:
 
 def _no_constant(_: str) -> None:
     raise _Lossy
+
+
+def _too_many(text: str, most: int) -> bool:
+    """Whether a JSON text has more values; each but the first follows a comma or an opening bracket."""
+    if text.count(",") + text.count("[") + text.count("{") <= most:
+        return False
+    before = (match for match in _TOKEN.finditer(text) if match[0] in (",", "[", "{"))
+    return next(islice(before, most, None), None) is not None
 
 
 def _too_deep(text: str) -> bool:

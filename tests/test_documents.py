@@ -85,6 +85,18 @@ def test_yaml_is_refused(text: str, line: int, said: str) -> None:
     assert str(caught.value).startswith(f"some.yaml, line {line}: ")
 
 
+@pytest.mark.parametrize("text", ["[1, 2, 3, 4]", '{"a": [1, {"b": 2}, 3]}', "[[],[],[],[]]"])
+def test_json_of_too_many_values_is_refused(text: str) -> None:
+    assert parse_json(text, "it", max_nodes=10) == parse_json(text, "it")
+    with pytest.raises(DocumentError, match="it: more than 3 values"):
+        parse_json(text, "it", max_nodes=3)
+
+
+def test_commas_in_texts_are_no_values() -> None:
+    text = '["' + ',[{\\",' * 1000 + '"]'
+    assert parse_json(text, "it", max_nodes=3) == [',[{",' * 1000]
+
+
 def test_aliases_that_stand_for_too_much_are_refused() -> None:
     bomb = "x: &a0 [1,1,1,1,1,1,1,1,1]\n" + "".join(
         f"y{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
