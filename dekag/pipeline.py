@@ -766,6 +766,7 @@ class SemanticLink:
         channel_uses: int | None = None,
         modulation: Modulation | None = None,
         text: Text = None,
+        traces: Path = BUILT_IN_TRACES,
     ) -> LinkResult:
         """Send a batch of latents, each under conditions of its own.
 
@@ -788,6 +789,7 @@ class SemanticLink:
             channel_uses: or send this many symbols of each.
             modulation: the constellation; default: that of the codec's training.
             text: the prompts' states, as of `Sender.encode`.
+            traces: folder of the traces that the conditions may name.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -816,7 +818,9 @@ class SemanticLink:
             modulation=modulation,
             text=text,
         )
-        receptions = [apply_channel(*each) for each in zip(symbols, conditions, seeds, strict=True)]
+        receptions = [
+            apply_channel(*each, traces=traces) for each in zip(symbols, conditions, seeds, strict=True)
+        ]
         decoded = self.receiver.decode(
             receptions, conditions, latent_shape=shape, source_values=values, seeds=seeds, text=text
         )
@@ -834,6 +838,7 @@ class SemanticLink:
         target_psnr_db: float | None = None,
         modulation: Modulation | None = None,
         restoration: Restoration = "none",
+        traces: Path = BUILT_IN_TRACES,
     ) -> ReceivedImage:
         """Generate an image, send it and decode what arrives.
 
@@ -853,6 +858,7 @@ class SemanticLink:
             target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, instead.
             modulation: the constellation; default: that of the codec's training.
             restoration: "denoiser": the receiver improves the latent by one step of the edge's denoiser.
+            traces: folder of the traces that the conditions may name.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -874,6 +880,7 @@ class SemanticLink:
             target_psnr_db=target_psnr_db,
             modulation=modulation,
             text=[self.side_information(prompt)],
+            traces=traces,
         )
         (rate,), (reception,) = result.rates, result.receptions
         received = result.latents
@@ -895,6 +902,7 @@ class SemanticLink:
         target_psnr_db: float | None = None,
         modulation: Modulation | None = None,
         restoration: Restoration = "none",
+        traces: Path = BUILT_IN_TRACES,
     ) -> ReceivedPicture:
         """Send a picture of your own, as latents of the edge's autoencoder.
 
@@ -922,6 +930,7 @@ class SemanticLink:
             modulation: the constellation; default: that of the codec's training.
             restoration: "denoiser": the receiver improves each tile's latent by one step of the edge's
                 denoiser.
+            traces: folder of the traces that the conditions may name.
 
         Raises:
             FileError: the file is no picture that can be sent; says why.
@@ -941,7 +950,9 @@ class SemanticLink:
         shape = _shape(latents)
         rate = self.sender.tiles_rate(link, shape, tiling, cbr=cbr, target_psnr_db=target_psnr_db)
         text = None if prompt is None else self.side_information(prompt)
-        result = self.send_tiles(latents, tiling, link, seed, rate=rate, modulation=modulation, text=text)
+        result = self.send_tiles(
+            latents, tiling, link, seed, rate=rate, modulation=modulation, text=text, traces=traces
+        )
         received, (reception,) = result.latents, result.receptions
         if restoration == "denoiser":
             parts = zip(received.split(1), tile_receptions(reception, tiling.count), strict=True)
@@ -967,6 +978,7 @@ class SemanticLink:
         rate: Rate,
         modulation: Modulation | None = None,
         text: torch.Tensor | None = None,
+        traces: Path = BUILT_IN_TRACES,
     ) -> LinkResult:
         """Send the latents (n, channels, h, w) of a picture's tiles as one transmission.
 
@@ -977,6 +989,7 @@ class SemanticLink:
             seed: of fading and noise.
             rate: of the whole picture, from `Sender.tiles_rate`.
             modulation, text: as of `Sender.encode_tiles`.
+            traces: folder of the traces that the conditions may name.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -985,7 +998,7 @@ class SemanticLink:
         symbols = self.sender.encode_tiles(
             latents, conditions, rate.channel_uses, tiling, seed=seed, modulation=modulation, text=text
         )
-        reception = apply_channel(symbols, conditions, seed)
+        reception = apply_channel(symbols, conditions, seed, traces=traces)
         received = self.receiver.decode_tiles(
             reception, conditions, tiling, latent_shape=_shape(latents), seed=seed, text=text
         )
@@ -1121,6 +1134,7 @@ def send_file(
     *,
     image_format: ImageFormat = "webp",
     seed: int = 0,
+    traces: Path = BUILT_IN_TRACES,
 ) -> ReceivedPicture:
     """Send a picture conventionally: as a file of its own size, over 5G LDPC and QAM.
 
@@ -1139,6 +1153,7 @@ def send_file(
         conditions: of the link; default: 10 dB, Rayleigh fading.
         image_format: "webp", "avif" or "jpeg", at its usual quality.
         seed: of fading and noise.
+        traces: folder of the traces that the conditions may name.
 
     Raises:
         InvalidInputError: names the argument that has another range; or the file has more than 2**20 bytes.
@@ -1149,7 +1164,7 @@ def send_file(
     check_seed(seed)
     link, file = conditions or LinkConditions(), to_format(picture.pixels, image_format)
     symbols, coding = DigitalSender().encode(file, link)
-    reception = apply_channel(symbols, link, seed)
+    reception = apply_channel(symbols, link, seed, traces=traces)
     pixels = None
     with contextlib.suppress(DecodingError):
         payload = DigitalReceiver().decode(reception, coding, len(file), seed=seed)
