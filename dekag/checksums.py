@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 GOLDEN = "golden.json"
 _SUFFIXES = {".safetensors", ".json", ".model"}
 _NAMES = {"merges.txt", "vocab.txt"}  # of tokenizers; a note in a folder changes nothing
-_RECORD = "training.json"  # of how a model was trained; nothing is loaded from it
+RECORD = "training.json"
+"""Of how a model of this project was trained; nothing is loaded from it."""
 _PIECE = 2**20  # weights may be larger than memory
 _NAMED = 3  # damaged files in an error message
 
@@ -27,7 +28,7 @@ _NAMED = 3  # damaged files in an error message
 def model_files(folder: Path) -> Iterator[Path]:
     """The files below a folder that a model is loaded from: weights, configurations and vocabularies."""
     for file in sorted(folder.rglob("*")):
-        if (file.suffix in _SUFFIXES or file.name in _NAMES) and file.name != _RECORD:
+        if (file.suffix in _SUFFIXES or file.name in _NAMES) and file.name != RECORD:
             yield file
 
 

@@ -3,72 +3,103 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from dekag.errors import NotFoundError
 from dekag.generation.loading import INDEX
 from dekag.generation.profile import GeneratorProfile
-from dekag.inventory import model_folder, parts, pipeline_index
+from dekag.inventory import model_folder, parts, pipeline_index, weighty
 from dekag.profile import Profile
 
 _STEMS = ("model", "diffusion_pytorch_model")  # of the names of weight files
+_ENDINGS = (".safetensors", "-?????-of-?????.safetensors")
+
+
+@dataclass(frozen=True)
+class _Download:
+    """Files of one name on a hub.
+
+    Attributes:
+        label: what is downloaded, for people.
+        weights: patterns of weight files for each component; of each, the hub must hold one.
+        others: patterns of other files.
+    """
+
+    label: str
+    path: str
+    revision: str | None
+    weights: Mapping[str, list[str]]
+    others: list[str]
+
+    def check(self) -> None:
+        """NotFoundError if the hub does not hold weights that this needs."""
+        from huggingface_hub import HfApi
+
+        there = _reached(self.path, lambda: HfApi().list_repo_files(self.path, revision=self.revision))
+        for component, patterns in self.weights.items():
+            if not any(fnmatchcase(file, pattern) for file in there for pattern in patterns):
+                what = f"{component} " if component else ""
+                raise NotFoundError(
+                    f"{self.path} holds no {what}weights as .safetensors files of the revision and variant "
+                    "in the profile; nothing was downloaded"
+                )
+
+    def run(self) -> None:
+        """Downloads what is not there yet."""
+        _download(self.path, self.revision, [*self.others, *chain(*self.weights.values())])
 
 
 def fetch(profile: Profile) -> Iterator[str]:
     """Download what a profile names on a hub and this machine lacks; yields each name before it begins.
 
-    An interrupted download is completed by the next call.
+    All is looked up before the first download of weights. An interrupted download is completed by the next
+    call.
 
     Raises:
         NotFoundError: a name is not on the hub, does not hold what the profile needs of it, or the hub cannot
             be reached.
     """
-    missing = {(part.source, part.component) for part in parts(profile) if part.folder is None}
-    for model in (profile.cloud, profile.edge):
-        if any(source == model.path for source, _ in missing) and not Path(model.path).exists():
-            yield model.path
-            _fetch_pipeline(model)
-        for name, other in model.components.items():
-            if (other.path, name) in missing or (model.path, "") in missing:
-                yield f"{other.path} ({name})"
-                inside = f"{other.subfolder}/" if other.subfolder else ""
-                _download(other.path, other.revision, _patterns(inside, other.variant))
-        if model.config and model_folder(model.config) is None:
-            yield model.config
-            _download(model.config, None, ["*.json", "*.txt", "*.model"])
-    scorer = profile.scorer
-    for path in (scorer.clip, scorer.dino) if scorer else ():
-        if (path, "") in missing:
-            yield path
-            _download(path, None, _patterns("", None))
+    planned = [*_planned(profile)]
+    for each in planned:
+        each.check()
+    for each in planned:
+        yield each.label
+        each.run()
+    on_a_hub = {each.path for each in planned}
     for part in parts(profile):
-        on_a_hub = not Path(part.source).exists() and part.role not in (
-            "codec",
-            "unaligned_codec",
-            "adapters",
-            "pixel_codec",
-        )
-        if part.folder is None and on_a_hub:
-            what = f"{part.component} " if part.component else ""
+        if part.folder is None and part.source in on_a_hub:
             raise NotFoundError(
-                f"{part.source} is downloaded, but holds no {what}weights as .safetensors files of the "
-                "revision and variant in the profile"
+                f"{part.source} is downloaded, but its {part.component or 'weights'} is not whole"
             )
 
 
-def _patterns(inside: str, variant: str | None) -> list[str]:
-    dot = f".{variant}" if variant else ""
-    weights = [
-        f"{inside}{name}{dot}{rest}"
-        for name in _STEMS
-        for rest in (".safetensors", "-?????-of-?????.safetensors")
-    ]
-    return [f"{inside}*.{suffix}" for suffix in ("json", "txt", "model")] + weights
+def _planned(profile: Profile) -> Iterator[_Download]:
+    missing = {(part.source, part.component) for part in parts(profile) if part.folder is None}
+    for model in (profile.cloud, profile.edge):
+        if any(source == model.path for source, _ in missing) and not Path(model.path).exists():
+            yield _of_pipeline(model)
+        for name, other in model.components.items():
+            if (other.path, name) in missing or (model.path, "") in missing:
+                label = f"{other.path} ({name})"
+                weights = {name: _weights(other.subfolder, other.variant)}
+                yield _Download(label, other.path, other.revision, weights, _others(other.subfolder))
+        if model.config and model_folder(model.config) is None:
+            yield _Download(model.config, model.config, None, {}, ["*.json", "*.txt", "*.model"])
+    if (scorer := profile.scorer) is not None:
+        for path, revision in (
+            (scorer.clip, scorer.clip_revision),
+            (scorer.dino, scorer.dino_revision),
+        ):
+            if (path, "") in missing and not Path(path).exists():
+                yield _Download(path, path, revision, {"": _weights(None, None)}, _others(None))
 
 
-def _fetch_pipeline(model: GeneratorProfile) -> None:
+def _of_pipeline(model: GeneratorProfile) -> _Download:
     """The base pipeline without the components that come from elsewhere."""
     _download(model.path, model.revision, [INDEX])
     home = model_folder(model.path, model.revision)
@@ -76,8 +107,23 @@ def _fetch_pipeline(model: GeneratorProfile) -> None:
         raise NotFoundError(f"{model.path} holds no pipeline: it has no {INDEX}")
     index = pipeline_index(model)
     own = [name for name, pair in index.items() if isinstance(pair, list) and pair[0] is not None]
-    folders = [f"{name}/" for name in own if name not in model.components]
-    _download(model.path, model.revision, [each for f in folders for each in _patterns(f, model.variant)])
+    own = [name for name in own if name not in model.components]
+    files = {name: _weights(name, model.variant) for name in own}
+    weights = {name: files.pop(name) for name in weighty(index) if name in own}
+    others = [*chain(*files.values(), *(_others(name) for name in own))]  # a safety checker may be empty
+    return _Download(model.path, model.path, model.revision, weights, others)
+
+
+def _weights(subfolder: str | None, variant: str | None) -> list[str]:
+    """Patterns of the files with weights in a folder of a repository."""
+    dot = f".{variant}" if variant else ""
+    names = [f"{name}{dot}{rest}" for name in _STEMS for rest in _ENDINGS]
+    return [f"{subfolder}/{name}" if subfolder else name for name in names]
+
+
+def _others(subfolder: str | None) -> list[str]:
+    """Patterns of the other files that a model needs in a folder of a repository."""
+    return [f"{subfolder}/*.{end}" if subfolder else f"*.{end}" for end in ("json", "txt", "model")]
 
 
 def _download(path: str, revision: str | None, patterns: list[str]) -> None:

@@ -15,7 +15,7 @@ from dekag.api.limits import MAX_PIXELS, MIN_PIXELS, PIXEL_STEP
 from dekag.checksums import check_files
 from dekag.documents import read_json
 from dekag.errors import FileError, InvalidInputError, NotFoundError
-from dekag.generation.profile import GeneratorProfile
+from dekag.generation.profile import REVISION, GeneratorProfile
 from dekag.makd.config import DistillConfig, Layers
 from dekag.paths import MODELS
 
@@ -29,6 +29,8 @@ class ScorerProfile(BaseModel):
 
     clip: str = Field(description="Folder of a CLIPModel, or its name on a model hub.")
     dino: str = Field(description="Folder of a Dinov2Model, or its name on a model hub.")
+    clip_revision: str | None = Field(default=None, description=REVISION)
+    dino_revision: str | None = Field(default=None, description=REVISION)
     probe: str | None = Field(
         default=None,
         description="Folder of an attribute probe, for images of the world that it was trained on.",
@@ -37,6 +39,11 @@ class ScorerProfile(BaseModel):
         default=None,
         description="Folder of an outline judge, for images of the world that it was trained on.",
     )
+
+    @property
+    def encoders(self) -> dict[str, Any]:
+        """The arguments of `ImageScorer.load`."""
+        return self.model_dump(include={"clip", "dino", "clip_revision", "dino_revision"})
 
 
 class DistillProfile(BaseModel):

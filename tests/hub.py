@@ -38,16 +38,23 @@ def running_hub(models: dict[str, Path], *, breaks: int = 0) -> Iterator[tuple[s
     def files(folder: Path) -> list[Path]:
         return sorted(path for path in folder.rglob("*") if path.is_file())
 
+    def absent(request: Request, name: str) -> Response | None:
+        if name in models and request.path_params.get("revision", "main") in ("main", COMMIT):
+            return None
+        code = "RepoNotFound" if name not in models else "RevisionNotFound"
+        return Response(status_code=404, headers={"X-Error-Code": code})
+
     async def info(request: Request) -> Response:
         name = f"{request.path_params['owner']}/{request.path_params['name']}"
-        if name not in models or request.path_params.get("revision", "main") not in ("main", COMMIT):
-            code = "RepoNotFound" if name not in models else "RevisionNotFound"
-            return Response(status_code=404, headers={"X-Error-Code": code})
+        if (refused := absent(request, name)) is not None:
+            return refused
         named = [{"rfilename": str(path.relative_to(models[name]))} for path in files(models[name])]
         return JSONResponse({"id": name, "sha": COMMIT, "siblings": named})
 
     async def tree(request: Request) -> Response:
         name = f"{request.path_params['owner']}/{request.path_params['name']}"
+        if (refused := absent(request, name)) is not None:
+            return refused
         listed = [
             {
                 "type": "file",

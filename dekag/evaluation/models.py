@@ -22,6 +22,7 @@ from dekag.codec import JsccCodec
 from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt, own_prompts, topic_prompts
 from dekag.generation.loading import folder_hash, load_component
+from dekag.generation.machine import machine_placement
 from dekag.generation.models import Generator
 from dekag.generation.restorer import Restorer
 from dekag.generation.side_information import SideInformation
@@ -29,7 +30,7 @@ from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicFile, read_topics
 from dekag.makd.update import KnowledgeUpdate
-from dekag.metrics.features import ImageScorer
+from dekag.metrics.features import ImageScorer, encoder_hashes
 from dekag.metrics.outline import OutlineJudge
 from dekag.metrics.probe import AttributeProbe
 from dekag.pipeline import PixelLink
@@ -69,8 +70,8 @@ class ModelBank:
 
     @cached_property
     def edge(self) -> Generator:
-        """Draws what is sent."""
-        return Generator.from_profile(self.profile, "edge")
+        """Draws what is sent; studies also train it, so that it is not offloaded."""
+        return Generator.from_profile(self.profile, "edge", machine_placement(trained=True))
 
     @cached_property
     def aligned_edge(self) -> AlignedGenerator:
@@ -79,8 +80,9 @@ class ModelBank:
 
     @cached_property
     def autoencoder(self) -> Any:
-        """The edge's autoencoder alone, for who needs no more of it."""
-        return load_component(self.profile.edge, "vae").float().eval()
+        """The edge's autoencoder alone in float32, for who needs no more of it."""
+        vae = load_component(self.profile.edge, "vae").float().eval()
+        return vae.to(machine_placement().device)
 
     @cached_property
     def side_information(self) -> SideInformation:
@@ -101,7 +103,7 @@ class ModelBank:
     @cached_property
     def scorer(self) -> ImageScorer:
         """The encoders that score consistency."""
-        return ImageScorer.load(self.evaluators.clip, self.evaluators.dino)
+        return ImageScorer.load(**self.evaluators.encoders)
 
     @cached_property
     def probe(self) -> AttributeProbe:
@@ -121,8 +123,9 @@ class ModelBank:
     @cached_property
     def metrics_hash(self) -> str:
         """Of the weights of all that scores."""
-        folders = self.evaluators.clip, self.evaluators.dino, self.evaluators.probe
-        return "".join(folder_hash(folder) for folder in folders if folder)
+        known = [*encoder_hashes(**self.evaluators.encoders).values()]
+        known += [folder_hash(probe)] if (probe := self.evaluators.probe) else []
+        return "".join(known)
 
     @cached_property
     def codec(self) -> JsccCodec:

@@ -96,11 +96,23 @@ def _component_hash(part: ComponentProfile) -> str:
 
 
 def autoencoder_hash(model: GeneratorProfile) -> str:
-    """The hash of a generator's autoencoder: of its folder, or of the whole pipeline on a hub."""
+    """SHA-256 (hex) of a generator's autoencoder; of one on a hub, that of the whole pipeline.
+
+    Of a checkpoint in one file, the scale of the latents is in the configuration, so that counts as well.
+
+    Raises:
+        NotFoundError: it is not on this machine.
+        MismatchError: a checkpoint in one file has no whole configuration.
+    """
     if "vae" in model.components:
         return hashlib.sha256(_component_hash(model.components["vae"]).encode()).hexdigest()
     folder = Path(model.path) / "vae"
-    return folder_hash(folder) if folder.is_dir() else folder_hash(model.path, model.revision)
+    base = folder_hash(folder) if folder.is_dir() else folder_hash(model.path, model.revision)
+    parts = []
+    if Path(model.path).is_file():
+        parts.append(f"config={folder_hash(Path(configuration(model)[1]) / 'vae' / 'config.json')}")
+    parts += [f"variant={model.variant}"] if model.variant else []
+    return hashlib.sha256("\0".join([base, *parts]).encode()).hexdigest() if parts else base
 
 
 def load_pipeline(model: GeneratorProfile, placement: Placement = ON_CPU) -> Any:
@@ -141,7 +153,7 @@ def _pipeline(model: GeneratorProfile, parts: dict[str, Any]) -> Any:
     if model.config is not None:
         raise MismatchError(f"{model.path} is no single file: `config` is for checkpoints in one file")
     return DiffusionPipeline.from_pretrained(
-        _there(model.path, model.revision),
+        local_folder(model.path, model.revision),
         variant=model.variant,
         dtype={"vae": _dtype(model.vae_dtype), "default": _dtype(model.dtype)},
         use_safetensors=True,
@@ -180,7 +192,7 @@ def configuration(model: GeneratorProfile) -> tuple[dict[str, Any], str]:
         raise MismatchError(f"{model.path} is not a .safetensors file; other formats can hold programs")
     if model.config is None:
         raise MismatchError(f"{model.path} is a checkpoint in one file: `config` must name its configuration")
-    folder = Path(_there(model.config))
+    folder = Path(local_folder(model.config))
     if not (folder / INDEX).is_file():
         raise MismatchError(f"the configuration {model.config} has no {INDEX}")
     index = dict(read_json(folder / INDEX))
@@ -241,7 +253,7 @@ def load_component(model: GeneratorProfile, name: str) -> Any:
     if Path(model.path).is_file():
         index, folder = configuration(model)
     else:
-        folder = _there(model.path, model.revision)
+        folder = local_folder(model.path, model.revision)
         index = DiffusionPipeline.load_config(folder, local_files_only=True)
     library, kind = index.get(name, (None, None))
     if kind is None:
@@ -255,7 +267,7 @@ def load_component(model: GeneratorProfile, name: str) -> Any:
     dtype = _dtype(model.vae_dtype if name == "vae" else model.dtype)
     weights: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "variant": source.variant}
     return kind.from_pretrained(
-        _there(source.path, source.revision),
+        local_folder(source.path, source.revision),
         subfolder=source.subfolder or "",
         local_files_only=True,
         **(weights if weighty else {}),
@@ -291,7 +303,7 @@ def _dtype(name: str) -> torch.dtype:
     return found
 
 
-def _there(path: str, revision: str | None = None) -> str:
+def local_folder(path: str, revision: str | None = None) -> str:
     """The folder of a model, in the hub's cache if it is on a hub.
 
     Raises:

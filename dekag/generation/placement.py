@@ -69,18 +69,37 @@ def place(
 
     Args:
         device: "cpu", "cuda", "cuda:N", "mps", or "auto": CUDA, else MPS, else the CPU; the choice is logged.
-        text_device: the same for the text encoder; empty: as `device`.
+        text_device: of the text encoder: "cpu", or as `device`, which empty means as well.
         offload: as in `Placement`; requires a CUDA device.
         keep_text_encoder, vae_dtype: as in `Placement`.
 
     Raises:
-        InvalidInputError: a device does not exist on this machine, or offload has none to move parts to.
+        InvalidInputError: a device does not exist on this machine, the text encoder is to be on another
+            accelerator, or offload has nothing to move parts to or is to leave the text encoder out.
     """
     main = _device("device", device)
+    if main.type == "cuda":
+        _compute_in_full()
     if offload and main.type != "cuda":
         raise InvalidInputError("offload", "used with a CUDA device", str(main))
     text = _device("text_device", text_device) if text_device else main
+    if not _same(text, main):
+        if text.type != "cpu":  # the pipelines of diffusers compute on one accelerator
+            raise InvalidInputError("text_device", f"cpu or {main}, the device of the other parts", str(text))
+        if offload:
+            may = f"{main} or empty with offload, which moves the text encoder as well"
+            raise InvalidInputError("text_device", may, str(text))
     return Placement(main, text, offload, keep_text_encoder, vae_dtype)
+
+
+def _compute_in_full() -> None:
+    """Make float32 mean float32 on CUDA: PyTorch's convolutions round to TF32, ten bits, if one lets them."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    return (one.type, one.index or 0) == (other.type, other.index or 0)
 
 
 def _device(field: str, name: str) -> torch.device:

@@ -210,10 +210,23 @@ class PromptReader:
         parts = [row[start : start + len(each.ids)] for row, each in zip(states, windows, strict=True)]
         return torch.cat(parts).to("cpu", torch.float32)
 
-    def prepare(self, prompts: Sequence[str]) -> None:
-        """Read prompts in advance, so that a text encoder that does not stay in memory is loaded once."""
-        if self.encoder is None:
-            self._read([window for prompt in ("", *prompts) for window in self.windows(prompt)])
+    def prepare(self, prompts: Sequence[str]) -> int:
+        """Read prompts in advance, so that a text encoder that does not stay in memory is loaded once.
+
+        Returns:
+            How many of them, from the first: as many as there is room for, at least one.
+        """
+        if self.encoder is not None:
+            return len(prompts)
+        chosen, read = {*self.windows("")}, 0
+        for prompt in prompts:
+            more = {*self.windows(prompt)}
+            if read and len(chosen | more) > _KNOWN_MOST:
+                break
+            chosen |= more
+            read += 1
+        self._read(sorted(chosen, key=lambda window: window.text))
+        return read
 
     @torch.inference_mode()
     def _read_by_both(self, prompts: Sequence[Sequence[Window]], negative: Window) -> dict[str, torch.Tensor]:

@@ -10,14 +10,28 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from dekag.generation.loading import folder_hash
+from dekag.checksums import RECORD
+from dekag.errors import MismatchError
+from dekag.generation.loading import folder_hash, local_folder
 
-CLIP_SIZE = 64  # input side of the shipped encoders, pixels
 
-
-def reduce_images(images: torch.Tensor, size: int = CLIP_SIZE) -> torch.Tensor:
+def reduce_images(images: torch.Tensor, size: int) -> torch.Tensor:
     """Images (batch, 3, h, w) reduced to (batch, 3, size, size)."""
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+
+def encoder_hashes(
+    clip: Path | str,
+    dino: Path | str,
+    clip_revision: str | None = None,
+    dino_revision: str | None = None,
+) -> dict[str, str]:
+    """The hashes of both models by role, of models on a hub that of their commit; loads none.
+
+    Raises:
+        NotFoundError: a model is neither a folder nor in the hub's cache.
+    """
+    return {"clip": folder_hash(clip, clip_revision), "dino": folder_hash(dino, dino_revision)}
 
 
 class ImageScorer:
@@ -46,21 +60,34 @@ class ImageScorer:
         self._clip_processor, self._dino_processor = clip_processor, dino_processor
 
     @classmethod
-    def load(cls, clip: Path | str, dino: Path | str) -> Self:
-        """Load a CLIPModel and a Dinov2Model (any folder or hub name) with their image processors.
+    def load(
+        cls,
+        clip: Path | str,
+        dino: Path | str,
+        *,
+        clip_revision: str | None = None,
+        dino_revision: str | None = None,
+    ) -> Self:
+        """Load a CLIPModel and a Dinov2Model (folders, or names in the hub's cache) with their processors.
 
         They run in single precision, whatever their stored precision: in half precision, scores would depend
         on the processor.
-        """
-        from transformers import AutoModel
 
-        single = {"dtype": torch.float32, "use_safetensors": True}
+        Raises:
+            NotFoundError: a model is neither a folder nor in the hub's cache.
+            MismatchError: a folder has no such model in safetensors files, or it does not say how the model
+                reads images.
+        """
+        folders = [
+            local_folder(str(path), revision)
+            for path, revision in ((clip, clip_revision), (dino, dino_revision))
+        ]
+        models, processors = zip(*((_model(each), _processor(each)) for each in folders), strict=True)
         return cls(
-            AutoModel.from_pretrained(clip, **single),
-            AutoModel.from_pretrained(dino, **single),
-            clip_processor=_processor(clip),
-            dino_processor=_processor(dino),
-            model_hash=folder_hash(clip) + folder_hash(dino),
+            *models,
+            clip_processor=processors[0],
+            dino_processor=processors[1],
+            model_hash="".join(encoder_hashes(clip, dino, clip_revision, dino_revision).values()),
         )
 
     @torch.inference_mode()
@@ -84,14 +111,31 @@ class ImageScorer:
         return {name: (ours[name] * theirs[name]).sum(1).numpy() for name in ours}
 
 
-def _processor(path: Path | str) -> Any:
-    """The image processor of a model, None if it has none."""
-    from transformers import AutoImageProcessor
-    from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
+def _model(folder: str) -> Any:
+    from transformers import AutoModel
 
-    if cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is None:
+    single = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
+    try:
+        return AutoModel.from_pretrained(folder, **single)
+    except (OSError, ValueError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise MismatchError(f"{folder} holds no model in safetensors files: {said}") from None
+
+
+def _processor(folder: str) -> Any:
+    """The image processor of a model, None for those of this project, which have none.
+
+    Raises:
+        MismatchError: a model of others has none: without its mean and deviation, its scores would be wrong.
+    """
+    from transformers import AutoImageProcessor
+    from transformers.utils import IMAGE_PROCESSOR_NAME
+
+    if (Path(folder) / IMAGE_PROCESSOR_NAME).is_file():
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    if (Path(folder) / RECORD).is_file():
         return None
-    return AutoImageProcessor.from_pretrained(path)
+    raise MismatchError(f"{folder} has no {IMAGE_PROCESSOR_NAME}, which says how its model reads images")
 
 
 def _prepared(pixels: npt.NDArray[np.uint8], processor: Any, size: int) -> torch.Tensor:

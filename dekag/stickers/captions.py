@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 
 from dekag.stickers.scene import Scene
@@ -101,6 +102,22 @@ def caption(scene: Scene, rng: random.Random, words: Mapping[str, str] | None = 
     if form < 0.82:
         return _keywords(parts, rng)
     return _story(parts, rng)
+
+
+def says_size_and_side(prompt: str, scene: Scene) -> bool:
+    """Whether a caption of `scene` names both, so that where its subject is to be seen follows from it.
+
+    Example:
+        >>> from dekag.stickers import Scene
+        >>> from dekag.stickers.captions import says_size_and_side
+        >>> fox = Scene("fox", "red", "small", "left", "snow")
+        >>> says_size_and_side("a tiny red fox in the snow, on the left", fox)
+        True
+    """
+    return all(
+        any(re.search(rf"\b{re.escape(phrase)}\b", prompt) for phrase in phrases)
+        for phrases in (SIZE_WORDS[scene.size], SIDE_WORDS[scene.position])
+    )
 
 
 class _Parts:

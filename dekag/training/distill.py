@@ -26,9 +26,10 @@ from torch import nn
 from dekag.errors import MismatchError
 from dekag.generation import autoencoder
 from dekag.generation.images import Pixels, from_bytes, png_note, to_png
-from dekag.generation.models import Generator, by_group
+from dekag.generation.models import PIXELS_AT_ONCE, Generator, by_group
 from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
+from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.ladder import (
@@ -65,6 +66,8 @@ EMA_DECAY = 0.98
 SAVE_EVERY_S = 10.0
 HELD_OUT_TIMESTEPS = (0.15, 0.4, 0.65, 0.9)  # fractions of the noise schedule, for early stopping
 ENCODED_PIXELS = 2**18  # pixels that the autoencoder encodes at once
+DRAWN_AT_ONCE = 8
+WORTH_A_TRACE = 50  # images; a trace takes as long as ten
 SCORED = 8  # held-out prompts used for the scores and the samples
 SAMPLES, PREVIEW = "samples.png", "preview.png"
 PREVIEWED = 4  # held-out prompts in a preview
@@ -109,31 +112,65 @@ def draw_images(
     seeds: Sequence[int],
     folder: Path,
     *,
+    at_once: int = 1,
     on_progress: Callable[[int], None] = lambda _: None,
-    should_stop: ShouldStop = lambda: False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
     """Images of the cloud, (images, height, width, 3) uint8.
 
     Those in `folder` are reused, unless another prompt, model, size or sampling made them.
+
+    Args:
+        cloud: the generator.
+        prompts, seeds: of each image.
+        folder: where the images are kept.
+        at_once: images in a batch, which is faster but differs from single images by rounding.
+        on_progress: called after each batch with the number of images that are there.
+        should_stop: called before each batch.
+
+    Raises:
+        Stopped: should_stop() returned True.
     """
     folder.mkdir(parents=True, exist_ok=True)
     known = [
-        (prompt, folder / f"{seed}.png", _digest(cloud.identity, prompt))
+        _Wanted(prompt, seed, folder / f"{seed}.png", _digest(cloud.identity, prompt))
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    missing = {path: prompt for prompt, path, note in known if png_note(path) != note}
-    cloud.reader.prepare(list(missing.values()))
-    pixels = []
-    for done, ((prompt, path, note), seed) in enumerate(zip(known, seeds, strict=True)):
+    missing = [each for each in known if png_note(each.path) != each.note]
+    if at_once > 1 and len(missing) >= WORTH_A_TRACE:
+        cloud.trace()
+    drawn = read = 0
+    for start in range(0, len(known), at_once):
         if should_stop():
             raise Stopped
-        if path in missing:
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            unfinished.write_bytes(to_png(cloud.image(prompt, seed), note))
-            unfinished.replace(path)
-        pixels.append(from_bytes(path.read_bytes()))
-        on_progress(done + 1)
-    return np.stack(pixels)
+        part = known[start : start + at_once]
+        if new := [each for each in part if each in missing]:
+            if drawn + len(new) > read:
+                read = drawn + cloud.reader.prepare([each.prompt for each in missing[drawn:]])
+            _draw(cloud, new)
+            drawn += len(new)
+        on_progress(start + len(part))
+    return np.stack([from_bytes(each.path.read_bytes()) for each in known])
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """An image to be drawn, the file that it is kept in, and the note there that says what made it."""
+
+    prompt: str
+    seed: int
+    path: Path
+    note: str
+
+
+def _draw(cloud: Generator, images: Sequence[_Wanted]) -> None:
+    """Draw images in one batch, and keep them."""
+    seeds = [each.seed for each in images]
+    latents = cloud.batch([each.prompt for each in images], seeds)
+    for each, pixels in zip(images, cloud.decoder.decode(latents, seeds), strict=True):
+        unfinished = each.path.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(to_png(pixels, each.note))
+        unfinished.replace(each.path)
 
 
 def _digest(*parts: str) -> str:
@@ -178,10 +215,18 @@ def cloud_images(
         [*topic.prompts, *topic.held_out],
         seeds,
         folder / "images",
+        at_once=at_once(cloud),
         on_progress=lambda done: on_progress(Progress("generate", done, len(seeds))),
         should_stop=should_stop,
     )
     return CloudImages(pixels, cloud.model_hash)
+
+
+def at_once(generator: Generator) -> int:
+    """How many images are drawn in a batch: of a large model one, so that it can be stopped in between."""
+    if not generator.small:
+        return 1
+    return max(1, min(DRAWN_AT_ONCE, PIXELS_AT_ONCE // generator.size**2))
 
 
 def _seeds(topic: TopicPrompts, config: DistillConfig) -> list[int]:
@@ -580,8 +625,8 @@ def distill(
         scorer: adds CLIP- and DINO-scores on held-out prompts, before and after.
         current: the update that the new one is to replace: scored as "current" on those of the held-out
             prompts that it was not trained on, if there are any. Ignored if it fits another edge.
-        on_progress: called after every image and step.
-        should_stop: called before every image and after every step.
+        on_progress: called after every batch of images and every step.
+        should_stop: called before every batch of images and after every step.
         previews: largest number of times that preview.png is written during training (rows: cloud, edge now);
             the update does not depend on it.
         micro_batch, gradient_checkpointing: as in `train`.
@@ -679,12 +724,15 @@ def distill(
     for each in {each.content_hash: each for updates in drawn_with.values() for each in updates}.values():
         aligned.add(each)
     count = len(scored) * len(drawn_with)
-    for prompt, seed in scored:
-        for name, updates in drawn_with.items():
+    for name, updates in drawn_with.items():
+        hashes = tuple(each.content_hash for each in updates)
+        for start in range(0, len(scored), at_once(edge)):
             if should_stop():
                 raise Stopped
-            hashes = [each.content_hash for each in updates]
-            rows[name].append(aligned.image(prompt, seed, updates=hashes))
+            part = scored[start : start + at_once(edge)]
+            side = edge.size
+            requests = [GenerationRequest(prompt, seed, side, side, hashes) for prompt, seed in part]
+            rows[name].extend(edge.decoder.decode(aligned.batch(requests), [seed for _, seed in part]))
             on_progress(Progress("score", sum(map(len, rows.values())), count))
     references = images[len(learnt) :][: len(scored)]
     if scorer is None:

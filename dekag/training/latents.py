@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dekag.generation.autoencoder import encode
+from dekag.generation.autoencoder import encode, scaling
 from dekag.training.data import SCENES, rendered_scenes, to_tensor
 from dekag.training.device import CPU
 from dekag.training.worlds import STICKERS, World
@@ -22,9 +22,8 @@ AT_ONCE = 20
 def autoencoder_hash(vae: Any) -> str:
     """The first twelve hex digits of a hash of an autoencoder: its weights and the scale of its latents."""
     digest = _digest(vae)
-    scale = (vae.config.scaling_factor, getattr(vae.config, "shift_factor", None))
-    if scale != (1.0, None):
-        digest.update(str(scale).encode())
+    if scale := scaling(vae):
+        digest.update(str(sorted(scale.items())).encode())
     found: str = digest.hexdigest()[:12]
     return found
 
@@ -38,7 +37,8 @@ def weights_hash(model: torch.nn.Module) -> str:
 def _digest(model: torch.nn.Module) -> Any:
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode() + b"\0" + weight.detach().cpu().contiguous().numpy().tobytes())
+        raw = weight.detach().cpu().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
+        digest.update(name.encode() + b"\0" + raw.numpy().tobytes())
     return digest
 
 

@@ -28,6 +28,7 @@ from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from dekag.generation.autoencoder import decode
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
+from dekag.generation.placement import ON_CPU
 from dekag.generation.prompts import PromptReader
 from dekag.generation.request import GenerationRequest, Sampling
 from dekag.generation.traced_denoiser import TracedDenoiser, worth_tracing
@@ -38,7 +39,7 @@ from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink, apply_channel
 from dekag.profile import Profile, load_profile
 from services.bench.channel import request_for
-from services.bench.conventional import IMAGES, USUAL, conventional_rows
+from services.bench.conventional import IMAGES, conventional_rows, record_receiving
 from services.bench.pipeline import CBR, CONDITIONS
 from services.bench.processes import server, start
 from services.bench.results_io import write_bench
@@ -74,7 +75,7 @@ class Part:
 def run_parts_bench(
     *, repeats: int = 9, images: int = IMAGES, profile: str = "stickers", results: Path = RESULTS
 ) -> list[Row]:
-    """Time every part, all of them in turn in each repeat.
+    """Time every part on the CPU, all of them in turn in each repeat.
 
     Args:
         repeats: times that each part is timed; one more comes first and does not count.
@@ -86,12 +87,12 @@ def run_parts_bench(
         Rows of kind "time": median `ms` of each part, and per image; and those of `conventional_rows`. In
         headline.json, `bench_topics_ratio` is the time of a batch of eight images of four topics, relative to
         eight images without an update at the same guidance, and `ldpc_seconds` the mean CPU time, s, to
-        demodulate and decode a file.
+        demodulate and decode a file over the slowest link.
     """
     console = Console()
     torch.set_num_threads(1)
     models = load_profile(profile)
-    edge = Generator.from_profile(models, "edge")
+    edge = Generator.from_profile(models, "edge", ON_CPU)
     parts = [*_network_parts(edge), *_drawing_parts(edge, models), *_link_parts(edge, models)]
     seconds: dict[int, list[float]] = {index: [] for index in range(len(parts))}
     for number in track(range(-1, repeats), "parts", console=console):
@@ -126,11 +127,8 @@ def run_parts_bench(
         )
     rows.append(_timed("hop of gRPC", "512 symbols in three messages", 1, _hop_s(repeats, console)))
     rows += _decoder_errors(edge)
-    conventional = conventional_rows(edge, console, images)
-    rows += conventional
-    received_s = [r["demodulation_s"] + r["decoding_s"] for r in conventional if r["link"] == USUAL]
-    mean_s, ci95 = mean_ci95(received_s, POSITIVE)
-    record("ldpc_seconds", mean_s, "s", ci95=ci95, count=images, command=COMMAND, results=results)
+    rows += conventional_rows(edge, console, images)
+    record_receiving(rows, results, COMMAND)
     config = {"profile": profile, "repeats": repeats, "images": images, "threads": 1}
     write_bench("parts", config, rows, results)
     for row in rows:
@@ -228,7 +226,7 @@ def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
             GenerationRequest(PROMPT, seed, edge.size, edge.size, sampling=guided) for seed in range(images)
         ]
         yield Part("drawing", GUIDED, images, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
-    theirs = _PeftGenerator(Generator.from_profile(models, "edge"), updates)
+    theirs = _PeftGenerator(Generator.from_profile(models, "edge", ON_CPU), updates)
     for images in IMAGES_AT_ONCE:
         for variant, of in (("one topic", updates[:1]), (FOUR_TOPICS, updates))[: len(updates)]:
             chosen = [of[index % len(of)] for index in range(images)]

@@ -148,7 +148,7 @@ class Distillation:
             del cloud  # before the edge is loaded: memory for one of them is enough
             update = distill(
                 images,
-                Generator.from_profile(profile, "edge", settings.placement()),
+                Generator.from_profile(profile, "edge", settings.placement(trained=True)),
                 topic,
                 config,
                 self._folder,
@@ -197,7 +197,7 @@ def _reason_not_better(scores: Mapping[str, Any]) -> str:
 def _scorer(profile: Profile) -> ImageScorer | None:
     from dekag.metrics.features import ImageScorer
 
-    return None if profile.scorer is None else ImageScorer.load(profile.scorer.clip, profile.scorer.dino)
+    return None if profile.scorer is None else ImageScorer.load(**profile.scorer.encoders)
 
 
 class Distiller:

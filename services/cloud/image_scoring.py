@@ -53,7 +53,7 @@ class ScoringQueue:
         """Loads the encoders if the profile names any."""
         from dekag.metrics.features import ImageScorer
 
-        self._scorer = None if scorer is None else ImageScorer.load(scorer.clip, scorer.dino)
+        self._scorer = None if scorer is None else ImageScorer.load(**scorer.encoders)
 
     def close(self) -> None:
         """Closes the encoders' thread."""

@@ -19,6 +19,7 @@ from dekag.errors import ExhaustedError, InvalidInputError, MismatchError, NotFo
 from dekag.generation.images import from_bytes
 from dekag.generation.request import GenerationRequest
 from dekag.link.iq import evenly_spaced, iq_to_bytes
+from dekag.link.mimo import stream_snr_db
 from dekag.pipeline import DigitalSender, Rate, Sender, render_tiles
 from services.common import clients, converters, tracing
 from services.common.cache import Cache, content_key, latent_key
@@ -348,7 +349,8 @@ class EdgeServicer(DownlinkServicer):
             expected_psnr_db=rate.expected_psnr_db,
             side_information=converters.SIDE_INFORMATION["none" if text is None else "prompt"],
             modulation=converters.MODULATIONS[
-                request.modulation or codec.modulation_at(request.link.sender_snr_db)
+                request.modulation
+                or codec.modulation_at(stream_snr_db(request.link.sender_snr_db, request.link))
             ],
         )
         header = TransmissionHeader(
@@ -640,6 +642,7 @@ class EdgeServicer(DownlinkServicer):
             formats=[converters.FORMATS[name] for name in formats],
             on_long_prompt=converters.LONG_PROMPTS[request.on_long_prompt],
             topics=topics,
+            owner=request.owner if topics else None,
             sampling=converters.sampling_to_proto(request.sampling),
         )
         images: dict[int, GeneratedImage] = {}

@@ -105,7 +105,7 @@ def test_the_gpu_file_reserves_devices_and_follows_the_variables(project: Projec
     assert int(services["user"]["mem_limit"]) == LIMITS["user"] * 2**20
     assert "deploy" not in services["user"]
     chosen = configured(
-        DEKAG_DEVICE="cuda:1", DEKAG_TEXT_DEVICE="cuda:0", DEKAG_OFFLOAD="true", DEKAG_GPUS="2"
+        DEKAG_DEVICE="cuda:1", DEKAG_TEXT_DEVICE="cuda:1", DEKAG_OFFLOAD="true", DEKAG_GPUS="2"
     )
     (device,) = chosen["edge"]["deploy"]["resources"]["reservations"]["devices"]
     assert int(device["count"]) == 2
@@ -117,4 +117,4 @@ def test_the_gpu_file_reserves_devices_and_follows_the_variables(project: Projec
         ("distiller", DistillerSettings),
     ):
         read = settings.read(chosen[name]["environment"])
-        assert (read.device, read.text_device, read.offload) == ("cuda:1", "cuda:0", True)
+        assert (read.device, read.text_device, read.offload) == ("cuda:1", "cuda:1", True)

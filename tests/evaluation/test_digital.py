@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from dekag.evaluation.studies.digital import (
     DigitalResults,
     Forecast,
     ImageSet,
+    ahead_from_db,
     check,
     choose,
     conditions_of,
-    digital_ahead_from_db,
+    crossovers_db,
     load_image_set,
     measure,
     needed_uses,
@@ -130,10 +132,25 @@ def test_the_crossover_is_where_the_mean_lead_ends() -> None:
             {"cbr": 0.01, "snr_db": snr, "lead_db": lead + off} for snr, lead in pairs for off in (-1.0, 1.0)
         ]
 
-    assert digital_ahead_from_db(rows(3.0, 1.0, -1.0)) == pytest.approx(15.0)
-    assert digital_ahead_from_db(rows(-3.0, 1.0, -3.0)) == pytest.approx(12.5)
-    assert digital_ahead_from_db(rows(3.0, -1.0, 1.0)) is None
-    assert digital_ahead_from_db(rows(-3.0, -1.0, -1.0)) == 0.0
+    assert ahead_from_db(rows(3.0, 1.0, -1.0)) == pytest.approx(15.0)
+    assert ahead_from_db(rows(-3.0, 1.0, -3.0)) == pytest.approx(12.5)
+    assert ahead_from_db(rows(3.0, -1.0, 1.0)) is None
+    assert ahead_from_db(rows(-3.0, -1.0, -1.0)) == 0.0
+
+
+def test_crossovers_are_told_by_sender_and_channel() -> None:
+    def row(channel: str, snr_db: float, psnr_db: float) -> dict[str, Any]:
+        return {"channel": channel, "cbr": 0.01, "snr_db": snr_db, "semantic_psnr_db": 25.0,
+                "lead_db": 25 - psnr_db}  # fmt: skip
+
+    rows = [row("awgn", 0, 24), row("awgn", 10, 26), row("fading", 0, 20), row("fading", 10, 24)]
+    harq = [{**each, "rival": "best-harq", "psnr_db": 25 - each["lead_db"] + 3} for each in rows]
+    others = [{**each, "rival": "best", "psnr_db": 99.0} for each in rows]
+    found = crossovers_db(rows, harq + others)
+    assert found["digital_ahead_from_db"] is None
+    assert found["digital_awgn_ahead_from_db"] == pytest.approx(5)
+    assert found["digital_harq_ahead_from_db"] == 0
+    assert crossovers_db([], []) == dict.fromkeys(found)
 
 
 def test_equal_quality_needs_more_uses_the_higher_it_is(images: ImageSet) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.pages import DOCS
-from dekag.evaluation.reports.makd import REPORT, smallest
+from dekag.evaluation.reports.makd import REPORT, smallest, values
 from dekag.evaluation.statistics import bootstrap_ci95
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies import makd
@@ -76,7 +76,21 @@ def test_finished_cell_is_read_not_run_again(study: MakdStudy) -> None:
     assert first["bytes"]["4"] < first["bytes"]["8"] < first["bytes"]["16"]
 
 
-def test_full_fine_tune_leaves_the_edge_as_it_was(study: MakdStudy) -> None:
+def test_the_page_says_what_the_upper_bound_gains(tmp_path: Path) -> None:
+    (tmp_path / "gka").mkdir()
+    scores = {"none": 0.5, "makd": 0.7, "ceiling": 0.75}
+    rows = [{"method": name, "topic": "neon", "consistency": score} for name, score in scores.items()]
+    (tmp_path / "gka/methods.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = values(tmp_path)
+    assert (found["ceiling_gain"], found["near_ceiling_gain"]) == ("+50.0 %", "+47.5 %")
+
+
+@pytest.mark.parametrize("models", ["dummy_profile", "foreign_profile"])
+def test_full_fine_tune_leaves_the_edge_as_it_was(
+    models: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    profile = with_evaluators(request.getfixturevalue(models), tmp_path / "profile")
+    study = MakdStudy(ModelBank(str(profile)), 2, 1, ResultStore(tmp_path))
     before = study.bank.edge.image("a red boat", 1)
     result = study.run(TopicTraining("rocket", dataclasses.replace(TINY, method="full")))
     assert list(result["rows"]) == ["16"]

@@ -18,7 +18,7 @@ from dekag.training.worlds import STICKERS
 SCALES = ((1.0, None), (0.18215, None), (0.13025, None), (1.5305, 0.0609))  # embedded, SD 2.1, SDXL, SD 3
 
 
-def tiny(scaling_factor: float, shift_factor: float | None, channels: int = 4) -> Any:
+def tiny(scaling_factor: float, shift_factor: float | None, channels: int = 4, **config: Any) -> Any:
     """An untrained autoencoder; the same weights for the same channels."""
     torch.manual_seed(0)
     return AutoencoderKL(
@@ -29,6 +29,7 @@ def tiny(scaling_factor: float, shift_factor: float | None, channels: int = 4) -
         latent_channels=channels,
         scaling_factor=scaling_factor,
         shift_factor=shift_factor,
+        **config,
     ).eval()
 
 
@@ -52,6 +53,22 @@ def test_every_way_to_latents_and_back_has_the_same_scale(
     with torch.inference_mode():
         own = vae.decode(raw).sample.add(1).mul(127.5).clamp(0, 255).round().permute(0, 2, 3, 1).numpy()
     assert np.abs(shown.astype(int) - own).max() <= 1
+
+
+def test_an_autoencoder_may_have_a_mean_and_a_deviation_for_each_channel() -> None:
+    means, deviations = (-1.6574, 1.886, -1.383, 2.5155), (8.4927, 5.9022, 6.5498, 5.2299)
+    vae = tiny(0.5, None, latents_mean=means, latents_std=deviations)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        raw = vae.encode(images).latent_dist.mean
+        scaled = encode(vae, images)
+        for channel, (mean, deviation) in enumerate(zip(means, deviations, strict=True)):
+            torch.testing.assert_close(scaled[:, channel], (raw[:, channel] - mean) * 0.5 / deviation)
+        torch.testing.assert_close(decode(vae, scaled), vae.decode(raw).sample)
+    assert latents.autoencoder_hash(vae) != latents.autoencoder_hash(tiny(0.5, None))
+    without = tiny(0.5, None, latents_mean=means)  # diffusers reads them together alone
+    with torch.inference_mode():
+        torch.testing.assert_close(encode(without, images), raw * 0.5)
 
 
 @pytest.mark.usefixtures("shapes")

@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import torch
+from transformers import CLIPImageProcessor
 
 from dekag.errors import NotFoundError
 from dekag.generation.loading import folder_hash, pipeline_hash
 from dekag.generation.models import Generator, LatentDecoder
 from dekag.generation.profile import GeneratorProfile
+from dekag.metrics.features import ImageScorer
 from dekag.profile import load_profile
+from tests.encoders import tiny_encoders
 from tests.hub import TOKEN, running_hub
 from tests.services.command_line import environment
 
@@ -110,6 +114,24 @@ def test_a_revision_selects_the_commit(hub: Path, dummy_profile: Path) -> None:
     assert main == pipeline_hash(named(NAME, revision=COMMITS[1]))
     with pytest.raises(NotFoundError, match="no model 'somebody/tiny', revision 'v9'"):
         pipeline_hash(named(NAME, revision="v9"))
+
+
+def test_encoders_are_loaded_at_their_revision(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    processor = CLIPImageProcessor(size=64, crop_size=64)
+    for commit in COMMITS:
+        clip, dino = tiny_encoders()
+        clip.save_pretrained(folder := tmp_path_factory.mktemp("clip"))
+        processor.save_pretrained(folder)
+        put(hub, commit, str(folder))
+    own = tmp_path_factory.mktemp("dino")
+    dino.save_pretrained(own)
+    (own / "training.json").write_text("{}")
+    first, main = (ImageScorer.load(NAME, own, clip_revision=each) for each in (COMMITS[0], None))
+    assert first.model_hash != main.model_hash
+    assert main.model_hash == ImageScorer.load(NAME, own, clip_revision=COMMITS[1]).model_hash
+    assert main.clip_pixels(np.zeros((1, 256, 256, 3), np.uint8)).shape == (1, 3, 64, 64)
+    with pytest.raises(NotFoundError, match="no model 'somebody/tiny', revision 'v9'"):
+        ImageScorer.load(NAME, own, clip_revision="v9")
 
 
 @pytest.mark.parametrize("name", [NAME, "nothing", "/nowhere/at/all", "../up", "a/b/c"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
-from dekag.generation import autoencoder, loading
+from dekag.generation import autoencoder, loading, placement
 from dekag.generation.loading import load_component, load_pipeline, pipeline_hash
 from dekag.generation.models import Generator, LatentDecoder, LatentEncoder
 from dekag.generation.placement import CPU, place
@@ -22,7 +22,7 @@ from dekag.makd.batched_lora import BatchedLora
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicPrompts
 from dekag.profile import Profile, load_profile
-from dekag.training.distill import train
+from dekag.training.distill import draw_images, train
 
 PROMPT = "a red boat on the beach"
 LONG = "a red boat on the beach, and " * 12 + "a cat"
@@ -91,18 +91,24 @@ def test_the_noise_of_a_seed_does_not_depend_on_the_number_format(profile: Profi
     assert torch.equal(generator._noise([5, 6], 64, 64)[:1], expected)
 
 
-@pytest.mark.parametrize("role", ["cloud", "edge"])
-def test_a_text_encoder_on_demand_reads_alike_and_leaves(
-    profile: Profile, role: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded: list[str] = []
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the components that are loaded alone from now on."""
+    names: list[str] = []
     whole = loading.load_component
 
     def counted(model: GeneratorProfile, name: str) -> Any:
-        loaded.append(name)
+        names.append(name)
         return whole(model, name)
 
     monkeypatch.setattr(loading, "load_component", counted)
+    return names
+
+
+@pytest.mark.parametrize("role", ["cloud", "edge"])
+def test_a_text_encoder_on_demand_reads_alike_and_leaves(
+    profile: Profile, role: Any, loaded: list[str]
+) -> None:
     kept = Generator.from_profile(profile, role)
     away = Generator.from_profile(profile, role, place(keep_text_encoder=False))
     assert away.pipeline.text_encoder is None
@@ -113,6 +119,32 @@ def test_a_text_encoder_on_demand_reads_alike_and_leaves(
     assert away.pipeline.text_encoder is None
     away.latents("another prompt", 1)
     assert loaded == ["text_encoder"] * 2
+
+
+def test_as_many_prompts_are_read_in_advance_as_are_kept(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch, loaded: list[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("dekag.generation.prompts._KNOWN_MOST", 4)
+    away = Generator.from_profile(profile, "cloud", place(keep_text_encoder=False))
+    prompts = [f"{count} boats" for count in range(8)]
+    assert away.reader.prepare(prompts) == 3  # besides the empty prompt
+    loaded.clear()
+    pixels = draw_images(away, prompts, range(8), tmp_path)
+    assert len(loaded) == 2  # the first three are known
+    kept = Generator.from_profile(profile, "cloud")
+    assert kept.reader.prepare(prompts) == 8
+    assert (pixels == draw_images(kept, prompts, range(8), tmp_path / "kept")).all()
+    away.reader.prepare([])
+
+
+def test_float32_is_float32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "_device", lambda _, name: torch.device(name))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    place("cpu")
+    assert torch.backends.cudnn.allow_tf32
+    place("cuda")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "CPU", "cuda:-1", ""])
@@ -131,6 +163,18 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="offload"):
         place("cpu", offload=True)
     assert place("auto").device == CPU
+
+
+def test_all_parts_are_on_one_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "_device", lambda _, name: torch.device(name))
+    assert place("cuda:0", text_device="cpu").text_device == CPU
+    assert place("cuda", text_device="cuda:0", offload=True).offload
+    assert place("cuda:1", offload=True).text_device == torch.device("cuda:1")
+    for device, other in (("cuda:0", "cuda:1"), ("cpu", "cuda"), ("mps", "cuda")):
+        with pytest.raises(InvalidInputError, match=f"text_device must be cpu or {device}, the device of"):
+            place(device, text_device=other)
+    with pytest.raises(InvalidInputError, match="text_device must be cuda:1 or empty with offload"):
+        place("cuda:1", text_device="cpu", offload=True)
 
 
 @pytest.fixture

@@ -22,7 +22,13 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dekag.errors import InvalidInputError, MismatchError
-from dekag.generation.loading import autoencoder_hash, load_component, load_pipeline, pipeline_hash
+from dekag.generation.loading import (
+    autoencoder_hash,
+    folder_hash,
+    load_component,
+    load_pipeline,
+    pipeline_hash,
+)
 from dekag.generation.models import Generator, LatentDecoder
 from dekag.generation.placement import place
 from dekag.generation.profile import ComponentProfile, GeneratorProfile
@@ -259,7 +265,27 @@ def test_a_profile_with_files_is_whole(
     assert sizes(found) == sizes(expected)
     for process in ("edge", "user"):
         assert processes(single, found)[process] == processes(folder, expected)[process]
-    assert autoencoder_hash(single.edge) == pipeline_hash(single.edge.model_copy(update={"config": None}))
+
+
+def test_an_autoencoder_is_known_by_all_that_it_is_loaded_from(
+    checkpoints: dict[str, Path], dummy_profile: Path, tmp_path: Path
+) -> None:
+    model = _of_file(checkpoints["sd2-v"])
+    own = autoencoder_hash(model)
+    other = tmp_path / "config"
+    shutil.copytree(str(model.config), other)
+    moved = model.model_copy(update={"config": str(other)})
+    assert autoencoder_hash(moved) == own
+    (other / "unet" / "config.json").write_text("{}")  # no matter of the autoencoder's
+    assert autoencoder_hash(moved) == own
+    described = json.loads((other / "vae" / "config.json").read_text())
+    (other / "vae" / "config.json").write_text(json.dumps(described | {"scaling_factor": 0.13025}))
+    assert autoencoder_hash(moved) != own
+    with pytest.raises(MismatchError, match="`config` must name its configuration"):
+        autoencoder_hash(model.model_copy(update={"config": None}))
+    folder = load_profile(dummy_profile).edge
+    assert autoencoder_hash(folder) == folder_hash(Path(folder.path) / "vae")
+    assert autoencoder_hash(folder.model_copy(update={"variant": "fp16"})) != autoencoder_hash(folder)
 
 
 def test_a_component_from_elsewhere_replaces_the_files(checkpoints: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from dekag.training.distill import (
     EarlyStopping,
     Progress,
     Stopped,
+    at_once,
     cloud_images,
     distill,
     draw_images,
@@ -44,11 +46,25 @@ from dekag.training.tiny_models import save_dummy_models
 from tests.makd.conftest import TINY, Distilled, prompts_of
 
 
-def test_progress_counts_pictures_steps_and_scores(neon: Distilled) -> None:
+def test_progress_counts_images_and_steps(neon: Distilled) -> None:
     stages = [(each.stage, each.done, each.total) for each in neon.progress]
     expected = [("generate", n, 9) for n in range(1, 10)] + [("train", n, 8) for n in range(1, 9)]
-    assert stages == [*expected, *(("score", n, 6) for n in range(1, 7))]
+    assert stages == [*expected, *(("score", n, 6) for n in (3, 6))]
     assert all((each.loss is not None) == (each.stage == "train") for each in neon.progress)
+
+
+def test_images_are_drawn_in_batches_and_reused(edge: Generator, tmp_path: Path) -> None:
+    prompts, seeds, done = [f"{count} boats" for count in range(10)], range(10), list[int]()
+    alone = draw_images(edge, prompts, seeds, tmp_path / "alone")
+    assert at_once(edge) == 8
+    (tmp_path / "some").mkdir()
+    for seed in (0, 5):
+        shutil.copy(tmp_path / "alone" / f"{seed}.png", tmp_path / "some")
+    some = draw_images(edge, prompts, seeds, tmp_path / "some", at_once=4, on_progress=done.append)
+    assert done == [4, 8, 10]
+    assert abs(some.astype(int) - alone).max() <= 1
+    assert (some[[0, 5]] == alone[[0, 5]]).all()
+    assert (draw_images(edge, prompts, seeds, tmp_path / "some", at_once=4) == some).all()
 
 
 def test_update_records_what_made_it(neon: Distilled, edge: Generator) -> None:

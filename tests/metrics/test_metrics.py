@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
+from dekag.errors import MismatchError
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
@@ -71,9 +72,25 @@ def test_models_kept_in_half_precision_compute_in_single(tmp_path: Path) -> None
     clip, dino = tiny_encoders()
     clip.half().save_pretrained(tmp_path / "clip")
     dino.half().save_pretrained(tmp_path / "dino")
+    for name in ("clip", "dino"):
+        (tmp_path / name / "training.json").write_text("{}")
     scorer = ImageScorer.load(tmp_path / "clip", tmp_path / "dino")
     features = scorer.features(np.zeros((1, 64, 64, 3), np.uint8))
     assert {each.dtype for each in features.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["clip", "dino"])
+def test_a_model_of_others_says_how_it_reads_images(tmp_path: Path, name: str) -> None:
+    for each, model in zip(("clip", "dino"), tiny_encoders(), strict=True):
+        model.save_pretrained(tmp_path / each)
+        if each != name:
+            (tmp_path / each / "training.json").write_text("{}")
+    with pytest.raises(MismatchError, match=f"{name} has no preprocessor_config.json, which says how"):
+        ImageScorer.load(tmp_path / "clip", tmp_path / "dino")
+    (tmp_path / name / "model.safetensors").unlink()
+    (tmp_path / name / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(MismatchError, match=f"{name} holds no model in safetensors files"):
+        ImageScorer.load(tmp_path / "clip", tmp_path / "dino")
 
 
 HUB_CLIP = {  # what the published models come with

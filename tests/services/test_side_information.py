@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import pytest_asyncio
@@ -30,11 +31,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
+@pytest.fixture(scope="module", params=["dummy_profile", "foreign_profile"])
+def bare(request: pytest.FixtureRequest) -> Path:
+    """Every test runs with models like the embedded ones, and with models unlike them."""
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture(scope="module")
-def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    width = SideInformation.load(load_profile(dummy_profile).edge).width
+def profile(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    width = SideInformation.load(load_profile(bare).edge).width
     made = tmp_path_factory.mktemp("reading")
-    reading = with_reading_codec(dummy_profile, made / "it", text_width=width)
+    reading = with_reading_codec(bare, made / "it", text_width=width)
     return with_unaligned_codec(reading, made / "both")
 
 
@@ -113,7 +121,7 @@ async def test_what_an_update_taught_is_not_restored_away(
 
 async def test_restoration_is_refused_where_nobody_knows_how(
     reading: Chain,
-    dummy_profile: Path,
+    bare: Path,
     new_database: Callable[[], str],
     asked: DeliveryRequest,
     tmp_path: Path,
@@ -125,7 +133,7 @@ async def test_restoration_is_refused_where_nobody_knows_how(
     with pytest.raises(InvalidInputError, match=r"link\.restoration must be none with csi none"):
         await receive(reading, asked, restoration="denoiser", link=blind)
     with data_in(tmp_path):  # adapters that another test published are in the shared folder
-        async with running_chain(dummy_profile, new_database()) as chain:
+        async with running_chain(bare, new_database()) as chain:
             with pytest.raises(InvalidInputError, match=r"link\.restoration must be none: there is no"):
                 await receive(chain, asked, restoration="denoiser")
 
@@ -146,6 +154,18 @@ async def test_the_constellation_follows_the_reported_snr(
     assert chosen.report.modulation == converters.MODULATIONS["qam4"]
 
 
+@pytest.mark.parametrize(("fading", "antennas"), [("mimo-2x2", 2), ("mimo-4x4", 4)])
+async def test_with_several_antennas_the_constellation_follows_the_snr_of_a_stream(
+    reading: Chain, asked: DeliveryRequest, fading: Literal["mimo-2x2", "mimo-4x4"], antennas: int
+) -> None:
+    snr_db = 10.0 * math.log10(antennas) + 8.0  # 8 dB for each stream
+    image = await receive(reading, asked, link=LinkConditions(snr_db=snr_db, fading=fading))
+    alone = await receive(reading, asked, link=LinkConditions(snr_db=8.0))
+    assert image.report.modulation == alone.report.modulation == converters.MODULATIONS["qam64"]
+    told = await receive(reading, asked, link=LinkConditions(snr_db=snr_db))
+    assert told.report.modulation != image.report.modulation
+
+
 async def test_what_an_update_puts_into_the_edges_encoder_does_not_reach_the_codec(
     profile: Path,
 ) -> None:
@@ -157,12 +177,12 @@ async def test_what_an_update_puts_into_the_edges_encoder_does_not_reach_the_cod
 
 async def test_a_codec_for_another_text_encoder_is_refused(
     own_data: None,
-    dummy_profile: Path,
+    bare: Path,
     new_database: Callable[[], str],
     tmp_path: Path,
     asked: DeliveryRequest,
 ) -> None:
-    other = with_reading_codec(dummy_profile, tmp_path / "other", text_width=5)
+    other = with_reading_codec(bare, tmp_path / "other", text_width=5)
     async with running_chain(other, new_database()) as chain:
         with pytest.raises(MismatchError, match="reads prompts in 5 numbers a token"):
             await receive(chain, asked)

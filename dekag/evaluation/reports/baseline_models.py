@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dekag.documents import read_json
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, figures_table, read_rows, table
-from dekag.evaluation.statistics import PERCENT, mean_ci95
-from dekag.evaluation.studies.baseline_models import COMMAND, FOLDER
+from dekag.evaluation.prompts import edge_prompts, held_out_combinations, held_out_share
+from dekag.evaluation.studies.baseline_models import COMMAND, FOLDER, accuracy
 from dekag.evaluation.studies.naming import FOLDER as NAMING
 from dekag.evaluation.studies.naming import JUDGED, MARKS
 
@@ -19,6 +20,14 @@ KEYS = (
     "probe_cloud_accuracy",
     "probe_edge_known_accuracy",
     "probe_edge_heldout_accuracy",
+    "naming_cloud_subject_percent",
+    "naming_edge_subject_percent",
+    "naming_cloud_colour_percent",
+    "naming_edge_colour_percent",
+    "naming_cloud_setting_percent",
+    "naming_edge_setting_percent",
+    "naming_cloud_acceptable_percent",
+    "naming_edge_acceptable_percent",
     "outline_cloud_agreement",
     "outline_edge_known_agreement",
     "outline_edge_heldout_agreement",
@@ -34,14 +43,27 @@ DRAWN = {
 }
 
 
+def values(results: Path) -> Mapping[str, str]:
+    """How narrow the test set is."""
+    counts = held_out_combinations()
+    shown = len(read_rows(results / FOLDER / "edge_known.jsonl"))
+    scenes = [scene for scene, _, _ in edge_prompts(shown) if scene is not None]
+    return {
+        "edge_subjects": str(len(counts)),
+        "edge_combinations": f"{sum(every for _, every in counts.values()):,}",
+        "held_out": str(sum(held_out for held_out, _ in counts.values())),
+        "held_out_once": str(sum(held_out == 1 for held_out, _ in counts.values())),
+        "held_out_share": f"{100 * held_out_share():.0f} %",
+        "shown": str(shown),
+        "shown_combinations": str(len({(each.subject, each.colour, each.setting) for each in scenes})),
+    }
+
+
 def attributes_plot(results: Path) -> Any:
     """Visible attributes that are correct, by generator and prompts."""
     means, intervals = [], []
     for name in DRAWN:
-        rows = read_rows(results / FOLDER / f"{name}.jsonl")
-        mean, ci95 = mean_ci95(
-            [100 * sum(row["correct"].values()) / len(row["correct"]) for row in rows], PERCENT
-        )
+        mean, ci95 = accuracy(read_rows(results / FOLDER / f"{name}.jsonl"))
         means.append(mean)
         intervals.append(ci95 or [mean, mean])
     figure, axes = plots.panels(height_in=1.8)
@@ -86,6 +108,7 @@ def naming_table(results: Path) -> Lines:
 REPORT = Report(
     page="results-first-image.md",
     command=COMMAND,
+    values=values,
     tables={"figures": figures_table(KEYS), "steps": steps_table, "naming": naming_table},
     partial=True,
     plots={"attributes": attributes_plot},

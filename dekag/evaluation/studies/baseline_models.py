@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from dekag.evaluation.models import ModelBank, load_quietly
 from dekag.evaluation.pages import save_images, write_rows
 from dekag.evaluation.prompts import Prompt, cloud_prompts, edge_prompts, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.statistics import PERCENT, mean_ci95
+from dekag.evaluation.statistics import PERCENT, bootstrap_mean, mean_ci95
 from dekag.generation.images import Pixels
 from dekag.generation.models import Generator, LatentEncoder
 from dekag.link import LinkConditions
@@ -35,7 +35,8 @@ from dekag.metrics.image import METRICS, psnr_db
 from dekag.metrics.outline import OutlineJudge
 from dekag.metrics.probe import AttributeProbe
 from dekag.pipeline import SemanticLink
-from dekag.stickers import EDGE_SUBJECTS, TOPICS, random_scene
+from dekag.stickers import EDGE_SUBJECTS, TOPICS, Scene, random_scene
+from dekag.stickers.captions import says_size_and_side
 from dekag.training.data import image_number
 from dekag.training.worlds import STICKERS
 
@@ -95,7 +96,7 @@ def probe_accuracy(
     """Draw every prompt and write what the evaluators say; the figures are means over the images.
 
     The outline judge compares the subject with its mask in the rendered scene of the prompt. It judges no
-    scenes with a second subject.
+    scenes with a second subject, and none whose prompt leaves the subject's size or side open.
     """
     images = np.stack([draw(prompt, seed) for _, prompt, seed in tqdm(prompts, desc=name)])
     scenes = [scene for scene, _, _ in prompts]
@@ -107,24 +108,46 @@ def probe_accuracy(
         except NotFoundError as error:
             tqdm.write(f"{name}: outlines are not judged: {error}", file=sys.stderr)
     rows: list[dict[str, Any]] = []
-    for i, ((_, prompt, seed), verdict) in enumerate(zip(prompts, verdicts, strict=True)):
-        rows.append({"prompt": prompt, "seed": seed, "correct": verdict})
+    for i, ((scene, prompt, seed), verdict) in enumerate(zip(prompts, verdicts, strict=True)):
+        rows.append({"prompt": prompt, "seed": seed, "correct": verdict, "judged": seen_whole(scene)})
         if i in agreement:
             rows[-1]["outline"] = agreement[i]
         if tags is not None:
             rows[-1]["topic"] = tags[i]
     write_rows(results / FOLDER / f"{name}.jsonl", rows)
-    mean, interval = mean_ci95([100 * sum(each.values()) / len(each) for each in verdicts], PERCENT)
-    record(
-        f"probe_{name}_accuracy", mean, "%", command=COMMAND, count=len(prompts),
-        ci95=interval, results=results,
-    )  # fmt: skip
-    if agreement:
-        mean, interval = mean_ci95([100 * value for value in agreement.values()], PERCENT)
-        record(
-            f"outline_{name}_agreement", mean, "%", command=COMMAND, count=len(agreement),
-            ci95=interval, results=results,
-        )  # fmt: skip
+    record_accuracy(name, rows, results)
+
+
+def seen_whole(scene: Scene | None) -> bool:
+    """Whether the probe sees all that a scene consists of: it knows no accessories and no companions."""
+    return scene is not None and scene.accessory is None and scene.companion is None
+
+
+Row = Mapping[str, Any]
+
+
+def accuracy(rows: Sequence[Row]) -> tuple[float, list[float] | None]:
+    """Mean of the attributes that are correct, %, and its interval, of the rows of `probe_accuracy`."""
+    judged = [row for row in rows if row["judged"]]
+    return _mean([100 * sum(row["correct"].values()) / len(row["correct"]) for row in judged], judged)
+
+
+def record_accuracy(name: str, rows: Sequence[Row], results: Path) -> None:
+    """The figures of the rows of `probe_accuracy`."""
+    outlined = [row for row in rows if "outline" in row]
+    judged = sum(row["judged"] for row in rows)
+    found = {f"probe_{name}_accuracy": (judged, accuracy(rows))}
+    if outlined:
+        agreement = _mean([100 * row["outline"] for row in outlined], outlined)
+        found[f"outline_{name}_agreement"] = (len(outlined), agreement)
+    for key, (count, (mean, interval)) in found.items():
+        record(key, mean, "%", command=COMMAND, count=count, ci95=interval, results=results)
+
+
+def _mean(values: Sequence[float], rows: Sequence[Row]) -> tuple[float, list[float] | None]:
+    """Mean of percentages; images of one topic are not independent of each other."""
+    topics = [row.get("topic") for row in rows]
+    return mean_ci95(values, PERCENT) if None in topics else bootstrap_mean(values, groups=topics)
 
 
 def outline_agreement(
@@ -135,7 +158,13 @@ def outline_agreement(
     Raises:
         NotFoundError: the artwork of the world is missing.
     """
-    single = [i for i, (scene, _, _) in enumerate(prompts) if scene and not scene.companion]
+    single = [
+        i
+        for i, (scene, prompt, _) in enumerate(prompts)
+        if scene and not scene.companion and says_size_and_side(prompt, scene)
+    ]
+    if not single:
+        return {}
     world = replace(STICKERS, size=images.shape[1])
     masks = [world.mask(prompts[i][0], prompts[i][2]) for i in single]
     found = judge.agreement(images[single], np.stack(masks))
@@ -295,8 +324,8 @@ def run(
     edge, cloud = bank.edge, bank.cloud
     known = edge_prompts(count)
     everything = cloud_prompts(count)
-    each = -(-count // len(TOPICS))
-    held_out = [(topic.name, p) for topic in TOPICS.values() for p in topic_prompts(topic, each)][:count]
+    each = max(1, count // len(TOPICS))
+    held_out = [(topic.name, p) for topic in TOPICS.values() for p in topic_prompts(topic, each)]
     if "vae" in parts:
         measure_vae(edge, count, results)
     if "edge" in parts:

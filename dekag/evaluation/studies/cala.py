@@ -40,7 +40,7 @@ from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, note_image, save_images, write_rows
 from dekag.evaluation.plots import panels, write_plot
 from dekag.evaluation.prompts import Prompt, edge_prompts, wrong_prompts
-from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.registry import RESULTS, forget, record
 from dekag.evaluation.runner import run_in_processes, run_serially
 from dekag.evaluation.statistics import (
     bootstrap_ci95,
@@ -64,6 +64,7 @@ from dekag.evaluation.studies.digital import CHANNELS, RATES, SNRS_DB, Semantic,
 from dekag.generation.loading import folder_hash
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import equalize
+from dekag.metrics.features import encoder_hashes
 from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink
 from dekag.training.cala import deliver, source_values
@@ -278,7 +279,7 @@ class CalaStudy:
         known += [bank.adapters.content_hash, edge.model_hash, edge.steps]
         known += [edge.guidance_scale, prompts, *edge.departures]
         if (scorer := bank.profile.scorer) is not None:
-            known += [folder_hash(scorer.clip), folder_hash(scorer.dino)]
+            known += encoder_hashes(**scorer.encoders).values()
         return cls(trainings, latents, pixels, seeds, content_key(*known), prompts)
 
     def text(
@@ -959,7 +960,11 @@ def figures(measured: CalaResults, results: Path) -> None:
     own, bank = per_image(measured, "cala"), measured.study.bank
     equal = per_image(measured, measured.study.trainings.compared)
     put("tka_mean_psnr_db", own, "dB")
+    at_10_db = cells(measured.main, "cala")[:, :, RATES.index(max(RATES)), GRID_SNRS_DB.index(10)]
+    put("tka_10db_psnr_db", at_10_db.mean(axis=1), "dB")
     put("tka_gain_db", own - per_image(measured, "none"), "dB")
+    for key in ("tka_gain_strong_db", "tka_lead_over_best_baseline_db", "tka_oracle_gap_db"):
+        forget(key, results)
     if STRONG in references(measured):
         put("tka_gain_strong_db", own - per_image(measured, STRONG), "dB")
     if measured.best is not None:

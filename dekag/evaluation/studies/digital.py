@@ -33,7 +33,7 @@ from dekag.api.limits import MAX_PAYLOAD_BYTES
 from dekag.evaluation.models import model_bank
 from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.prompts import edge_prompts
-from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.registry import RESULTS, forget, record
 from dekag.evaluation.statistics import bootstrap_mean, mean_ci95
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.generation.images import IMAGE_FORMATS, ImageFormat, Pixels
@@ -607,19 +607,49 @@ def write(measured: DigitalResults, semantic: Semantic, results: Path = RESULTS)
     ratios = [min(_ratio(measured, key), limit) for key, limit in zip(keys, most, strict=True)]
     ratio = math.exp(float(np.mean(np.log(ratios))))
     record("digital_channel_use_ratio", ratio, "ratio", command=COMMAND, count=len(keys), results=results)
-    ahead = digital_ahead_from_db(rows)
-    if ahead is not None:
-        record("digital_ahead_from_db", ahead, "dB", command=COMMAND, count=len(lead), results=results)
+    for name, ahead in crossovers_db(rows, measured.rows).items():
+        if ahead is None:
+            forget(name, results)
+        else:
+            record(name, ahead, "dB", command=COMMAND, count=len(lead), results=results)
 
 
-def digital_ahead_from_db(rows: Sequence[Row]) -> float | None:
+def crossovers_db(rows: Sequence[Row], rivals: Sequence[Row]) -> dict[str, float | None]:
+    """SNRs from which on a digital sender is ahead at the highest rate, dB, by the name of the figure.
+
+    Args:
+        rows: of `leads`.
+        rivals: of `measure`.
+    """
+    harq = {
+        (row["channel"], row["cbr"], row["snr_db"]): row["psnr_db"]
+        for row in rivals
+        if row["rival"] == "best-harq"
+    }
+    repeating = [
+        {
+            **row,
+            "lead_db": row["semantic_psnr_db"] - harq[row["channel"], row["cbr"], row["snr_db"]],
+        }
+        for row in rows
+    ]
+    return {
+        "digital_ahead_from_db": ahead_from_db(rows),
+        "digital_harq_ahead_from_db": ahead_from_db(repeating),
+        "digital_awgn_ahead_from_db": ahead_from_db([row for row in rows if row["channel"] == "awgn"]),
+    }
+
+
+def ahead_from_db(rows: Sequence[Row]) -> float | None:
     """SNR from which on the digital sender is ahead at the highest rate, dB, in the mean over the channels.
 
-    Between the SNRs of the grid the lead is linear. None if it is behind at the highest SNR.
+    Between the SNRs of the grid the lead is linear. None if it is behind at the highest SNR, or without rows.
 
     Args:
         rows: of `leads`.
     """
+    if not rows:
+        return None
     highest = max(row["cbr"] for row in rows)
     by_snr: dict[float, list[float]] = {}
     for row in rows:

@@ -148,17 +148,21 @@ def run_naming(*, count: int, profile: str, results: Path) -> list[str]:
             if name in own
         ]
         lines.append(f"{role}: {', '.join(f'{number} {mark}' for mark, number in own['marks'].items())}")
-        subject = own["subject"]
-        record(
-            f"naming_{role}_subject_percent",
-            subject["percent"],
-            "%",
-            command=COMMAND,
-            count=subject["asked"],
-            ci95=subject["ci95"],
-            results=results,
-        )
+        record_marks(role, own, results)
     return lines
+
+
+def record_marks(role: str, own: Mapping[str, Any], results: Path) -> None:
+    """The headline figures of a generator: what was named right, and what is at least acceptable."""
+    marks = own["marks"]
+    fine, asked = marks["nice"] + marks["acceptable"], sum(marks.values())
+    ends = [round(100 * end, 1) for end in proportion_ci95(fine, asked)]
+    marked = {"right": fine, "asked": asked, "percent": round(100 * fine / asked, 1), "ci95": ends}
+    for name, found in (*((name, own[name]) for name in JUDGED if name in own), ("acceptable", marked)):
+        record(
+            f"naming_{role}_{name}_percent", found["percent"], "%", command=COMMAND, count=found["asked"],
+            ci95=found["ci95"], results=results,
+        )  # fmt: skip
 
 
 def _sheet(pictures: Sequence[np.ndarray[Any, Any]], first: int) -> Image.Image:

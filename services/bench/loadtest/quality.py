@@ -61,7 +61,7 @@ class EqualFile:
 
 def scorer_of(profile: Profile) -> ImageScorer | None:
     """The encoders of a profile; None if it has none."""
-    return None if profile.scorer is None else ImageScorer.load(profile.scorer.clip, profile.scorer.dino)
+    return None if profile.scorer is None else ImageScorer.load(**profile.scorer.encoders)
 
 
 def image_files(
