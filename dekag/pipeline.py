@@ -795,7 +795,8 @@ class SemanticLink:
             cbr: rate of all, channel uses per source value.
             target_psnr_db: choose each rate to reach this PSNR, dB, instead.
             channel_uses: or send this many symbols of each.
-            modulation: the constellation; default: that of the codec's training.
+            modulation: the constellation; default: by the SNR that was last reported, if the codec adapts it,
+                otherwise that of its training.
             text: the prompts' states, as of `Sender.encode`.
 
         Raises:
@@ -860,7 +861,8 @@ class SemanticLink:
             width, height: pixels, multiples of 32; default: the profile's size.
             cbr: channel uses per source value, 3 * width * height.
             target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, instead.
-            modulation: the constellation; default: that of the codec's training.
+            modulation: the constellation; default: by the SNR that was last reported, if the codec adapts it,
+                otherwise that of its training.
             restoration: "denoiser": the receiver improves the latent by one step of the edge's denoiser.
 
         Raises:
@@ -928,7 +930,8 @@ class SemanticLink:
             cbr: channel uses per source value of the picture, 3 * width * height.
             target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, against what the
                 autoencoder makes of the picture; measured on images that the edge generates.
-            modulation: the constellation; default: that of the codec's training.
+            modulation: the constellation; default: by the SNR that was last reported, if the codec adapts it,
+                otherwise that of its training.
             restoration: "denoiser": the receiver improves each tile's latent by one step of the edge's
                 denoiser.
 

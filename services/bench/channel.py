@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -32,8 +33,7 @@ from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, ProvideRequest
 from services.proto.downlink_pb2_grpc import DownlinkStub
 
 COMMAND = "dekag bench channel"
-CHANNEL_USES = (512, 8_192, 65_536, 262_144)
-HEADLINE_USES = 65_536  # about what a conventional image takes
+CHANNEL_USES = (512, 2_048, 8_192, 32_768)  # what requests carry
 STREAMS = 4
 MOST = 500  # transmissions timed at once
 
@@ -61,7 +61,7 @@ def run_channel_bench(
 
     Returns:
         A row for each measurement. `bench_channel_ratio` in headline.json is symbols per second of the
-        service over bare Sionna's at 65,536 symbols a transmission.
+        service over bare Sionna's, at the size of transmission where that is lowest.
     """
     console = Console()
     torch.set_num_threads(1)
@@ -103,14 +103,20 @@ def run_channel_bench(
     config = {"rounds": rounds, "streams": streams, "channel_uses": list(channel_uses), "symbols": symbols}
     write_bench("channel", config | {"link": CONDITIONS.model_dump(mode="json")}, rows, results)
     for uses in channel_uses:
-        mean, ci95 = mean_ci95(ratios(rows, uses), POSITIVE)
-        console.print(f"{uses:,} symbols: ratio {mean:.3f}", highlight=False)
-        if uses == HEADLINE_USES:
-            record(
-                "bench_channel_ratio", mean, "ratio", command=COMMAND, count=rounds,
-                ci95=ci95, results=results,
-            )  # fmt: skip
+        console.print(f"{uses:,} symbols: ratio {statistics.fmean(ratios(rows, uses)):.3f}", highlight=False)
+    record_lowest(rows, results)
     return rows
+
+
+def record_lowest(rows: Sequence[Row], results: Path) -> None:
+    """The figure of headline.json: the ratio at the size of transmission where it is lowest."""
+    found = [ratios(rows, uses) for uses in dict.fromkeys(row["channel_uses"] for row in rows)]
+    lowest = min(found, key=statistics.fmean)
+    mean, ci95 = mean_ci95(lowest, POSITIVE)
+    record(
+        "bench_channel_ratio", mean, "ratio", command=COMMAND, count=len(lowest),
+        ci95=ci95, results=results,
+    )  # fmt: skip
 
 
 def values(rows: Sequence[Row], way: str, channel_uses: int) -> list[float]:

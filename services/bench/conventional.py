@@ -5,8 +5,10 @@ A part of `dekag bench parts`; see docs/performance.md.
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -14,6 +16,8 @@ from rich.progress import track
 
 from dekag.evaluation.pages import Row
 from dekag.evaluation.prompts import edge_prompts
+from dekag.evaluation.registry import record
+from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from dekag.generation.images import to_format
 from dekag.generation.models import Generator
 from dekag.link import LinkConditions
@@ -28,7 +32,6 @@ LINKS: Mapping[str, LinkConditions] = {
     "10 dB, flat, HARQ": LinkConditions(snr_db=10.0, fading="rayleigh", tau_rms_s=0.0),
 }
 """Where the files are sent. With HARQ, the sender risks that every second transmission is lost."""
-USUAL = "10 dB"
 HARQ = "10 dB, flat, HARQ"
 _HARQ_OUTAGE = 0.5
 _T = TypeVar("_T")
@@ -60,6 +63,25 @@ def conventional_rows(edge: Generator, console: Console, images: int = IMAGES) -
                 if counts:
                     rows.append({"kind": "conventional", "link": name, "image": seed, **row})
     return rows
+
+
+def receiving_s(rows: Sequence[Row], link: str) -> list[float]:
+    """CPU time to demodulate and decode each file that was sent over a link, s.
+
+    With HARQ, all steps of all transmissions, which are measured together.
+    """
+    return [
+        row["all_s"] if link == HARQ else row["demodulation_s"] + row["decoding_s"]
+        for row in rows
+        if (row["kind"], row.get("link")) == ("conventional", link)
+    ]
+
+
+def record_receiving(rows: Sequence[Row], results: Path, command: str) -> None:
+    """`ldpc_seconds` in headline.json: the mean of `receiving_s` over the link where it is highest."""
+    slowest = max((receiving_s(rows, link) for link in LINKS), key=statistics.fmean)
+    mean, ci95 = mean_ci95(slowest, POSITIVE)
+    record("ldpc_seconds", mean, "s", ci95=ci95, count=len(slowest), command=command, results=results)
 
 
 def _once(file: bytes, conditions: LinkConditions, seed: int) -> Row:

@@ -1,6 +1,7 @@
 """`dekag bench cost`: time, energy, backhaul and channel uses of one image, semantic and conventional.
 
-The page on load adds them up over the number of images, with the cost of a topic's knowledge update.
+The page on load adds them up over the number of images, with the cost of a topic's knowledge update. It
+also shows how the time of a semantic image grows with its size.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from dekag.api.limits import MIN_PIXELS, PIXEL_STEP
 from dekag.client import Client
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS
+from dekag.profile import load_profile
 from services.bench.energy import EnergyMeter
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
@@ -22,9 +25,11 @@ from services.bench.throughput import prompts_of_the_world
 from services.launcher.up import await_ready
 
 DELIVERIES = ("semantic", "conventional")
+DELIVERY, SIZE = "delivery", "size"
+"""Kinds of rows."""
 BACKHAUL = "cloud-edge"
 WARM_UP = 2
-FIRST_SEED = 3_000_000
+FIRST_SEED, FIRST_SIZE_SEED = 3_000_000, 4_000_000
 
 
 def run_cost_bench(*, requests: int = 16, profile: str = "stickers", results: Path = RESULTS) -> list[Row]:
@@ -36,9 +41,10 @@ def run_cost_bench(*, requests: int = 16, profile: str = "stickers", results: Pa
         results: the rows are written into its folder load/.
 
     Returns:
-        A row for each image: `seconds` it took, `joules` of the processor (None where the machine has no
-        counters that can be read), `backhaul_bytes` between cloud and edge, `channel_uses`
-        with pilots, `psnr_db` against what was sent.
+        A row of kind "delivery" for each image: `seconds` it took, `joules` of the processor (None where the
+        machine has no counters that can be read), `backhaul_bytes` between cloud and edge, `channel_uses`
+        with pilots, `psnr_db` against what was sent. A row of kind "size" for each semantic image of half the
+        profile's size, of its size and of twice its size: `pixels` and `seconds`.
     """
     console = Console()
     prompts = prompts_of_the_world()
@@ -59,6 +65,7 @@ def run_cost_bench(*, requests: int = 16, profile: str = "stickers", results: Pa
                     hops = {each.hop: each.sent_bytes for each in report.hops}
                     rows.append(
                         {
+                            "kind": DELIVERY,
                             "request": index,
                             "delivery": delivery,
                             "seconds": seconds,
@@ -68,5 +75,32 @@ def run_cost_bench(*, requests: int = 16, profile: str = "stickers", results: Pa
                             "psnr_db": report.psnr_db,
                         }
                     )
+        rows += _sizes(gateway, sides_of(profile), requests, console)
     write_bench("cost", {"profile": profile, "requests": requests, "link": LINK}, rows, results)
+    return rows
+
+
+def sides_of(profile: str) -> list[int]:
+    """Sides of the images whose time is compared, pixels: half the profile's, its own, and twice that.
+
+    Sides that no request may have are left out.
+    """
+    models = load_profile(profile)
+    sides = (models.size // 2, models.size, 2 * models.size)
+    return [side for side in sides if MIN_PIXELS <= side <= models.largest and side % PIXEL_STEP == 0]
+
+
+def _sizes(gateway: Client, sides: list[int], requests: int, console: Console) -> list[Row]:
+    """Semantic images of each size, in turn."""
+    prompts = prompts_of_the_world()
+    rows: list[Row] = []
+    for index in track(range(-WARM_UP, requests), "sizes", console=console):
+        for side in sides:
+            start_s = time.perf_counter()
+            gateway.image(
+                prompts[index % len(prompts)], seed=FIRST_SIZE_SEED + index, size=f"{side}x{side}", link=LINK
+            )
+            if index >= 0:
+                seconds = time.perf_counter() - start_s
+                rows.append({"kind": SIZE, "request": index, "pixels": side**2, "seconds": seconds})
     return rows

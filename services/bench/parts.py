@@ -39,7 +39,7 @@ from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink, apply_channel
 from dekag.profile import Profile, load_profile
 from services.bench.channel import request_for
-from services.bench.conventional import IMAGES, USUAL, conventional_rows
+from services.bench.conventional import IMAGES, conventional_rows, record_receiving
 from services.bench.pipeline import CBR, CONDITIONS
 from services.bench.processes import server, start
 from services.bench.results_io import write_bench
@@ -87,7 +87,7 @@ def run_parts_bench(
         Rows of kind "time": median `ms` of each part, and per image; and those of `conventional_rows`. In
         headline.json, `bench_topics_ratio` is the time of a batch of eight images of four topics, relative to
         eight images without an update at the same guidance, and `ldpc_seconds` the mean CPU time, s, to
-        demodulate and decode a file.
+        demodulate and decode a file over the slowest link.
     """
     console = Console()
     torch.set_num_threads(1)
@@ -127,11 +127,8 @@ def run_parts_bench(
         )
     rows.append(_timed("hop of gRPC", "512 symbols in three messages", 1, _hop_s(repeats, console)))
     rows += _decoder_errors(edge)
-    conventional = conventional_rows(edge, console, images)
-    rows += conventional
-    received_s = [r["demodulation_s"] + r["decoding_s"] for r in conventional if r["link"] == USUAL]
-    mean_s, ci95 = mean_ci95(received_s, POSITIVE)
-    record("ldpc_seconds", mean_s, "s", ci95=ci95, count=images, command=COMMAND, results=results)
+    rows += conventional_rows(edge, console, images)
+    record_receiving(rows, results, COMMAND)
     config = {"profile": profile, "repeats": repeats, "images": images, "threads": 1}
     write_bench("parts", config, rows, results)
     for row in rows:

@@ -42,7 +42,7 @@ PROMPTS = 16
 FIRST_SEED = 20
 SEEDS = 100_000  # kept for each round and number of users
 MAX_BATCH = 16
-_LITSERVE = "services.bench.litserve_server"
+_LITSERVE, _FASTAPI = "services.bench.litserve_server", "services.bench.fastapi_server"
 
 
 class Answer(NamedTuple):
@@ -117,7 +117,8 @@ def servers_of(profile: str) -> dict[str, Stack]:
     return {
         OURS: chain("throughput", profile),
         "litserve": server("litserve", _LITSERVE, *options),
-        "fastapi": server("fastapi", "services.bench.fastapi_server", *options),
+        "fastapi": server("fastapi", _FASTAPI, *options),
+        "fastapi, 2 processes": server("fastapi-2", _FASTAPI, *options, "--workers", "2"),
         "litserve, 2 workers": server("litserve-2", _LITSERVE, *options, "--workers", "2"),
         "litserve, batches": server("litserve-batch", _LITSERVE, *options, "--max-batch", str(MAX_BATCH)),
     }

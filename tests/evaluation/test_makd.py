@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.pages import DOCS
-from dekag.evaluation.reports.makd import REPORT, smallest
+from dekag.evaluation.reports.makd import REPORT, smallest, values
 from dekag.evaluation.statistics import bootstrap_ci95
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies import makd
@@ -74,6 +74,15 @@ def test_finished_cell_is_read_not_run_again(study: MakdStudy) -> None:
         assert study.run(training) == first
     assert {len(rows) for rows in first["rows"].values()} == {2}
     assert first["bytes"]["4"] < first["bytes"]["8"] < first["bytes"]["16"]
+
+
+def test_the_page_says_what_the_upper_bound_gains(tmp_path: Path) -> None:
+    (tmp_path / "gka").mkdir()
+    scores = {"none": 0.5, "makd": 0.7, "ceiling": 0.75}
+    rows = [{"method": name, "topic": "neon", "consistency": score} for name, score in scores.items()]
+    (tmp_path / "gka/methods.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = values(tmp_path)
+    assert (found["ceiling_gain"], found["near_ceiling_gain"]) == ("+50.0 %", "+47.5 %")
 
 
 @pytest.mark.parametrize("models", ["dummy_profile", "foreign_profile"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dekag.evaluation.registry import record
+from dekag.evaluation.registry import FIGURES, record
 from dekag.evaluation.statistics import mean_ci95
 
 
@@ -30,3 +30,20 @@ def test_a_second_run_replaces_its_own_figure_only(tmp_path: Path) -> None:
     assert figures["a"]["n"] == 7
     assert figures["b"]["ci95"] == [1.5, 2.5]
     assert set(figures["a"]) == {"value", "unit", "ci95", "n", "edition", "command", "commit", "date"}
+
+
+@pytest.mark.parametrize(
+    ("key", "bound", "target"),
+    [
+        ("distill_seconds", "most", 60),
+        ("auto_rate_hit_share", "least", 85),
+        ("picture_time_ratio", "most", 0.9),
+        ("bench_litserve_ratio", "least", 3),
+        ("bench_fastapi_ratio", "least", 4),
+        ("bench_cached_ratio", "most", 1.15),
+        ("bench_channel_ratio", "least", 0.6),
+        ("counters_gap_percent", "most", 2),
+    ],
+)
+def test_targets_are_the_strictest_that_were_set(key: str, bound: str, target: float) -> None:
+    assert (FIGURES[key].bound, FIGURES[key].target) == (bound, target)

@@ -30,7 +30,7 @@ NAMES = {
     "ceiling": "upper bound: the cloud itself, another seed",
 }
 SETTINGS_PLOT = "Consistency against the rank, the number of cloud images and the number of tokens"
-ENOUGH = 0.95  # of the whole gain, that the smallest update is to keep
+ENOUGH = 0.95  # of the gap to the upper bound, and of the whole gain, that the smallest update is to keep
 
 
 def scores(results: Path) -> dict[str, list[Row]]:
@@ -95,6 +95,8 @@ def values(results: Path) -> Mapping[str, str]:
     none, oracle = (mean_of(found[name], "consistency") for name in ("none", "ceiling"))
     shown |= {"none_consistency": f"{none:.2f}", "ceiling_consistency": f"{oracle:.2f}"}
     shown["our_consistency"] = f"{mean_of(ours, 'consistency'):.2f}"
+    bound = 100 * (oracle / none - 1)
+    shown |= {"ceiling_gain": f"+{bound:.1f} %", "near_ceiling_gain": f"+{ENOUGH * bound:.1f} %"}
     if (results / FOLDER / "trainings.jsonl").exists():
         shown["smallest"] = f"{smallest(results)['bytes']:,}"
     return shown
