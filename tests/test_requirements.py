@@ -45,9 +45,10 @@ def required(extra: str) -> set[str]:
     + [("evaluation", "eval")],
 )
 def test_a_part_of_the_library_imports_only_what_its_extra_brings(part: str, extra: str) -> None:
+    installed = packages_distributions()
     named = {
         dist.lower()
         for package in set(imported(ROOT / "dekag" / part)) - sys.stdlib_module_names
-        for dist in packages_distributions().get(package, [package])
+        for dist in installed.get(package, [package])
     }
     assert not named - BROUGHT - required(extra)
