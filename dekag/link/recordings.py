@@ -7,6 +7,9 @@ place of the channel. Gains as Sionna RT or DeepMIMO export them become traces (
 
 from __future__ import annotations
 
+import struct
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from dekag.link.iq import bytes_to_iq, iq_to_bytes
 
 MAX_RECORDING_BYTES = 1 << 30
 MAX_GAINS_BYTES = 256 << 20
+_PIECE = 1 << 16
+_MAT_HEADER_BYTES, _MAT_COMPRESSED = 128, 15
 
 Gains = npt.NDArray[np.complex128]
 
@@ -77,10 +82,12 @@ def read_sigmf(path: Path) -> tuple[torch.Tensor, float]:
     import sigmf
 
     try:
-        size = path.with_suffix(".sigmf-data").stat().st_size
-        if size > MAX_RECORDING_BYTES:
+        data = path.with_suffix(".sigmf-data")
+        if data.stat().st_size > MAX_RECORDING_BYTES:
             raise FileError(path, f"is too large: at most {MAX_RECORDING_BYTES} bytes of samples are allowed")
         recording = sigmf.fromfile(str(path))
+        if getattr(recording, "data_file", None) != data:  # whose size nobody has looked at
+            raise FileError(path, f"has its samples elsewhere than in {data.name}")
         known = recording.get_global_info()
         samples = np.asarray(recording.read_samples())
     except FileError:
@@ -106,7 +113,7 @@ def read_gains(path: Path, key: str | None = None) -> Gains:
         key: which array of a .npz or .mat file; not needed if it has only one.
 
     Raises:
-        FileError: it cannot be read, or does not hold finite numbers.
+        FileError: it cannot be read, is too large, also after decompression, or does not hold finite numbers.
         InvalidInputError: the key is missing or unknown; lists the arrays.
         ModuleNotFoundError: SciPy, for .mat, is not installed.
     """
@@ -116,8 +123,10 @@ def read_gains(path: Path, key: str | None = None) -> Gains:
         arrays = _arrays(path)
     except FileError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, MemoryError) as error:
         raise FileError(path, f"cannot be read: {error}") from None
+    except zipfile.BadZipFile as error:
+        raise FileError(path, f"is no .npz file: {error}") from None
     if key is None and len(arrays) == 1:
         key = next(iter(arrays))
     if key not in arrays:
@@ -132,18 +141,46 @@ def _arrays(path: Path) -> dict[str, Any]:
     if path.suffix == ".npy":
         return {path.stem: np.load(path, allow_pickle=False)}
     if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as members:
+            _check_unpacked(path, sum(member.file_size for member in members.infolist()))
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     if path.suffix == ".mat":
         from scipy.io import loadmat
         from scipy.io.matlab import MatReadError
 
+        _check_unpacked(path, _mat_size(path))
         try:
             found = loadmat(path)
         except MatReadError as error:
             raise ValueError(error) from None
         return {name: value for name, value in found.items() if not name.startswith("__")}
     raise FileError(path, "is not a .npy, .npz or .mat file")
+
+
+def _check_unpacked(path: Path, size: int) -> None:
+    """FileError if a file, which may have a thousandth of it, unpacks to too many bytes."""
+    if size > MAX_GAINS_BYTES:
+        raise FileError(path, f"is too large: at most {MAX_GAINS_BYTES} bytes are allowed, unpacked")
+
+
+def _mat_size(path: Path) -> int:
+    """Bytes of the compressed arrays of a .mat file, unpacked; not counted further than what is too many."""
+    size = 0
+    with path.open("rb") as file:
+        little = file.read(_MAT_HEADER_BYTES)[-2:] == b"IM"
+        while len(tag := file.read(8)) == 8 and size <= MAX_GAINS_BYTES:
+            kind, length = struct.unpack("<II" if little else ">II", tag)
+            start = file.tell()
+            decoder, left = zlib.decompressobj(), length if kind == _MAT_COMPRESSED else 0
+            try:
+                while left > 0 and size <= MAX_GAINS_BYTES and (piece := file.read(min(left, _PIECE))):
+                    left -= len(piece)
+                    size += len(decoder.decompress(piece))
+            except zlib.error:  # which SciPy says better
+                return size
+            file.seek(start + length)
+    return size
 
 
 def write_trace(path: Path, gains: Gains, *, step_s: float) -> Path:

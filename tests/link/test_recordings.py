@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from dekag.errors import FileError, InvalidInputError
 from dekag.link import trace
-from dekag.link.recordings import read_gains, read_sigmf, write_sigmf, write_trace
+from dekag.link.recordings import MAX_GAINS_BYTES, read_gains, read_sigmf, write_sigmf, write_trace
 
 sigmf = pytest.importorskip("sigmf")
 
@@ -59,6 +60,20 @@ def test_what_is_no_recording_is_said(tmp_path: Path, content: str) -> None:
         read_sigmf(tmp_path / "gone.sigmf-meta")
 
 
+def test_samples_in_another_file_are_refused(tmp_path: Path) -> None:
+    meta, _ = write_sigmf(tmp_path / "sent", symbols(), sample_rate_hz=1e6)
+    _, other = write_sigmf(tmp_path / "other", symbols(), sample_rate_hz=1e6)
+    said = json.loads(meta.read_text())
+    del said["global"]["core:sha512"]
+    said["global"]["core:dataset"] = other.name
+    meta.write_text(json.dumps(said))
+    with (
+        pytest.warns(UserWarning, match="core:dataset"),
+        pytest.raises(FileError, match=r"elsewhere than in sent\.sigmf-data"),
+    ):
+        read_sigmf(meta)
+
+
 def test_a_rate_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="sample_rate_hz"):
         write_sigmf(tmp_path / "sent", symbols(), sample_rate_hz=0)
@@ -86,6 +101,34 @@ def test_pickles_and_other_files_are_refused(tmp_path: Path) -> None:
     for name in ("evil.npy", "nan.npy", "cut.mat", "h.txt", "gone.npy"):
         with pytest.raises(FileError, match=name):
             read_gains(tmp_path / name)
+
+
+def test_a_small_file_that_becomes_large_is_refused(tmp_path: Path) -> None:
+    header = {"descr": "<c16", "fortran_order": False, "shape": (MAX_GAINS_BYTES // 16,)}
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("h.npy", "w") as member,
+    ):
+        np.lib.format.write_array_header_1_0(member, header)
+        for _ in range(MAX_GAINS_BYTES // 2**20):
+            member.write(b"\0" * 2**20)
+    assert (tmp_path / "bomb.npz").stat().st_size < MAX_GAINS_BYTES / 500
+    with pytest.raises(FileError, match="unpacked"):
+        read_gains(tmp_path / "bomb.npz")
+    scipy_io = pytest.importorskip("scipy.io")
+    zeros = np.zeros(MAX_GAINS_BYTES // 32 + 1, complex)
+    scipy_io.savemat(tmp_path / "bomb.mat", {"a": zeros, "b": zeros}, do_compression=True)
+    with pytest.raises(FileError, match="unpacked"):
+        read_gains(tmp_path / "bomb.mat", "a")
+    scipy_io.savemat(tmp_path / "fits.mat", {"a": zeros[: len(zeros) // 2]}, do_compression=True)
+    assert read_gains(tmp_path / "fits.mat").shape == (1, len(zeros) // 2)
+    (tmp_path / "no.npz").write_bytes(b"PK")
+    with pytest.raises(FileError, match=r"no \.npz file"):
+        read_gains(tmp_path / "no.npz")
+    with (tmp_path / "promise.npy").open("wb") as file:  # of an exabyte
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (2**56,)})
+    with pytest.raises(FileError, match="cannot be read"):
+        read_gains(tmp_path / "promise.npy")
 
 
 def test_gains_are_played_as_a_trace(tmp_path: Path) -> None:
