@@ -129,7 +129,7 @@ def test_a_load_test_reports_the_traffic_that_the_services_counted(stack: Stack,
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert str(tmp_path / "report.md") in done.stdout
