@@ -193,8 +193,8 @@ class DistillerSettings(KnowledgeSettings):
         1,
         ge=0,
         le=1024,
-        description="CPU threads of a distillation; 0 uses PyTorch's default. 1 is fastest for the models "
-        "that ship.",
+        description="CPU threads of a distillation; 0 uses PyTorch's default. 1 leaves the other cores to "
+        "the services.",
     )
     distill_micro_batch: int = Field(
         0,
