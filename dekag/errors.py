@@ -24,7 +24,11 @@ class InvalidInputError(DekagError):
 
     def within(self, parent: str) -> InvalidInputError:
         """The same error for a field inside ``parent``: "cbr" within "link" is "link.cbr"."""
-        return InvalidInputError(f"{parent}.{self.field}", self.allowed, self._got)
+        return self.named(f"{parent}.{self.field}")
+
+    def named(self, field: str) -> InvalidInputError:
+        """The same error for a field with another name, such as that of a setting."""
+        return InvalidInputError(field, self.allowed, self._got)
 
     def __reduce__(self) -> tuple[type[InvalidInputError], tuple[str, str, str]]:
         """Makes it picklable."""

@@ -117,21 +117,29 @@ def compare(profile: Profile, folder: Path) -> Iterator[Deviation]:
 def _of_generation(profile: Profile) -> Iterator[Output]:
     from dekag.generation.autoencoder import decode
     from dekag.generation.models import Generator
+    from dekag.generation.placement import ON_CPU
     from dekag.generation.profile import Role
     from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
 
-    # in float32, whatever the profile's formats: so a processor without bfloat16 units computes the same
+    # on the CPU in float32, whatever machine and profile say: other devices and formats round differently
     fixed = {"steps": STEPS, "guidance_scale": GUIDANCE, "dtype": "float32", "vae_dtype": "float32"}
-    roles: tuple[Role, ...] = ("cloud", "edge")
-    for name in roles:
-        model = getattr(profile, name).model_copy(update=fixed)
-        generator = Generator.from_profile(profile.model_copy(update={name: model}), name)
+
+    def load(role: Role) -> Generator:
+        model = getattr(profile, role).model_copy(update=fixed)
+        return Generator.from_profile(profile.model_copy(update={role: model}), role, ON_CPU)
+
+    def of_latents(role: Role, generator: Generator) -> Output:
         latents = generator.latents(PROMPT, SEED, width=SIDE, height=SIDE)
-        yield Output(name, generator.model_hash, latents)
+        return Output(role, generator.model_hash, latents)
+
+    yield of_latents("cloud", load("cloud"))  # it leaves memory before the edge is loaded
+    generator = load("edge")
+    of_edge = of_latents("edge", generator)
+    yield of_edge
     decoder = generator.decoder  # the edge's, which the user has, too
     with torch.inference_mode():
-        pixels = decode(decoder.vae, latents)
+        pixels = decode(decoder.vae, of_edge.values)
     yield Output("autoencoder", decoder.model_hash, pixels)
     if profile.knowledge is None:
         return

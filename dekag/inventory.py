@@ -97,12 +97,17 @@ def parts(profile: Profile) -> list[Part]:
 def processes(profile: Profile, found: list[Part], *, restoring: bool = False) -> dict[str, int]:
     """Bytes of the weights that each process holds; images and activations come on top.
 
-    A distiller holds the cloud, and then, in its place, the edge and the evaluators. With `restoring`, the
-    user has loaded the edge's pipeline, as it does for its first request with `link.restoration`.
+    If a codec reads prompts, edge and user each hold the edge's text encoder for it, at the edge once more:
+    no update changes that one. A distiller holds the cloud, and then, in its place, the edge and the
+    evaluators. With `restoring`, the user has loaded the edge's pipeline, as it does for its first request
+    with `link.restoration`.
     """
     held = {role: sum(part.bytes_in_memory for part in found if part.role == role) for role in ROLES}
-    vae = sum(part.bytes_in_memory for part in found if (part.role, part.component) == ("edge", "vae"))
-    codec = held["codec"] + held["unaligned_codec"] + held["adapters"] + held["pixel_codec"]
+    edge = {part.component: part.bytes_in_memory for part in found if part.role == "edge"}
+    vae = edge.get("vae", 0)
+    codec = held["codec"] + held["unaligned_codec"] + held["pixel_codec"] + _adapted(found)
+    if any(_reads_prompts(part) for part in found):
+        codec += edge.get("text_encoder", 0)
     evaluators = held["clip"] + held["dino"]
     return {
         "cloud": held["cloud"] + evaluators,
@@ -110,6 +115,46 @@ def processes(profile: Profile, found: list[Part], *, restoring: bool = False) -
         "user": vae + codec + restoring * held["edge"],
         "distiller": max(held["cloud"], held["edge"] + evaluators),
     }
+
+
+def _adapted(found: list[Part]) -> int:
+    """Bytes of the codec with adapters, which is a copy of the one without; 0 if there are none.
+
+    Layers that CALA adapts exist once more, fused with their adapters.
+    """
+    by_role = {part.role: part for part in found}
+    codec, adapters = by_role.get("codec"), by_role.get("adapters")
+    if codec is None or adapters is None:
+        return 0
+    config = _said(adapters, "adapter_config.json")
+    ranks = dict.fromkeys(config.get("target_modules", ()), config.get("rank", 0))
+    ranks |= config.get("rank_pattern", {})
+    shapes = {
+        name: tensor["shape"]
+        for file in ([] if codec.folder is None else _files(codec.folder, None))
+        for name, tensor in _tensors(file).items()
+    }
+    fused = 0
+    for name, rank in ranks.items():
+        out, *others = shapes.get(f"{name}.weight", (0,))
+        fused += (out + rank) * (math.prod(others) + 1) + out * rank if others else 0
+    return codec.bytes_in_memory + adapters.bytes_in_memory + fused * codec.bytes_each
+
+
+def _reads_prompts(part: Part) -> bool:
+    """Whether it is a codec, or adapters of one, that reads the states of prompts."""
+    if part.role in ("codec", "unaligned_codec"):
+        return bool(_said(part, "config.json").get("text_width"))
+    if part.role == "adapters":
+        method = _said(part, "knowledge.json").get("method", {})
+        return bool(method.get("text_width") or _said(part, "adapter_config.json").get("text_width"))
+    return False
+
+
+def _said(part: Part, name: str) -> dict[str, Any]:
+    """A JSON file of a part; empty if it has none."""
+    path = (part.folder or Path("nowhere")) / name
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def problems(profile: Profile, found: list[Part]) -> list[str]:
@@ -226,15 +271,18 @@ def _parameters(file: Path) -> int:
 
 def _contents(file: Path, prefixes: tuple[str, ...] = ("",)) -> tuple[int, int]:
     """Numbers in a safetensors file and their bytes, from its header: of tensors whose names begin so."""
-    with file.open("rb") as content:
-        length = int.from_bytes(content.read(8), "little")
-        if length > _HEADER_MOST:
-            return 0, 0
-        header: dict[str, Any] = json.loads(content.read(length))
-    header.pop("__metadata__", None)
-    tensors = [tensor for name, tensor in header.items() if name.startswith(prefixes)]
+    tensors = [tensor for name, tensor in _tensors(file).items() if name.startswith(prefixes)]
     sizes = [end - start for start, end in (tensor["data_offsets"] for tensor in tensors)]
     return sum(math.prod(tensor["shape"]) for tensor in tensors), sum(sizes)
+
+
+def _tensors(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file: of each tensor its shape and where it is; empty if it is too long."""
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        header: dict[str, Any] = {} if length > _HEADER_MOST else json.loads(content.read(length))
+    header.pop("__metadata__", None)
+    return header
 
 
 def pipeline_index(model: GeneratorProfile) -> dict[str, Any]:

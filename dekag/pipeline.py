@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from dekag.codec import Modulation
     from dekag.generation.images import ImageFormat, Pixels
     from dekag.generation.models import Generator, LatentDecoder
+    from dekag.generation.placement import Placement
     from dekag.link.digital import ModulationAndCoding
     from dekag.pictures import Picture, Tiling
     from dekag.pixel_codec import PixelCodec
@@ -717,7 +718,13 @@ class SemanticLink:
         self._generator = generator
 
     @classmethod
-    def load(cls, profile: Profile | Path | str = "stickers", *, aligned: bool = True) -> Self:
+    def load(
+        cls,
+        profile: Profile | Path | str = "stickers",
+        *,
+        aligned: bool = True,
+        placed: Placement | None = None,
+    ) -> Self:
         """The link of a profile: its edge model, its codec and its transmission knowledge.
 
         Example:
@@ -730,10 +737,12 @@ class SemanticLink:
             profile: a profile, its name under models/, or its folder.
             aligned: the codec with the profile's transmission knowledge, if it has any, or the codec of
                 unaligned deliveries.
+            placed: where the edge computes; default: as the machine's settings say, such as DEKAG_DEVICE.
 
         Raises:
             NotFoundError: there is no such profile.
             MismatchError: the transmission knowledge does not fit the codec, or a model is damaged.
+            InvalidInputError: a setting of the machine is invalid.
         """
         from dekag.cala.aligned_codec import AlignedCodec
         from dekag.generation.models import Generator
@@ -744,7 +753,7 @@ class SemanticLink:
             codec = AlignedCodec.load(models.codec, models.adapters)
         else:
             codec = AlignedCodec.load(models.codec_without_alignment)
-        return cls(codec, Generator.from_profile(models, "edge"))
+        return cls(codec, Generator.from_profile(models, "edge", placed))
 
     @property
     def generator(self) -> Generator:
@@ -786,7 +795,8 @@ class SemanticLink:
             cbr: rate of all, channel uses per source value.
             target_psnr_db: choose each rate to reach this PSNR, dB, instead.
             channel_uses: or send this many symbols of each.
-            modulation: the constellation; default: that of the codec's training.
+            modulation: the constellation; default: by the SNR that was last reported, if the codec adapts it,
+                otherwise that of its training.
             text: the prompts' states, as of `Sender.encode`.
 
         Raises:
@@ -851,7 +861,8 @@ class SemanticLink:
             width, height: pixels, multiples of 32; default: the profile's size.
             cbr: channel uses per source value, 3 * width * height.
             target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, instead.
-            modulation: the constellation; default: that of the codec's training.
+            modulation: the constellation; default: by the SNR that was last reported, if the codec adapts it,
+                otherwise that of its training.
             restoration: "denoiser": the receiver improves the latent by one step of the edge's denoiser.
 
         Raises:
@@ -919,7 +930,8 @@ class SemanticLink:
             cbr: channel uses per source value of the picture, 3 * width * height.
             target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, against what the
                 autoencoder makes of the picture; measured on images that the edge generates.
-            modulation: the constellation; default: that of the codec's training.
+            modulation: the constellation; default: by the SNR that was last reported, if the codec adapts it,
+                otherwise that of its training.
             restoration: "denoiser": the receiver improves each tile's latent by one step of the edge's
                 denoiser.
 
@@ -1060,12 +1072,19 @@ class PixelLink(SemanticLink):
         super().__init__(codec)
 
     @classmethod
-    def load(cls, profile: Profile | Path | str = "stickers", *, aligned: bool = True) -> Self:
+    def load(
+        cls,
+        profile: Profile | Path | str = "stickers",
+        *,
+        aligned: bool = True,
+        placed: Placement | None = None,
+    ) -> Self:
         """The link of a profile's codec of pixels, which knows rate and channel by itself.
 
         Args:
             profile: a profile, its name under models/, or its folder.
             aligned: must be true: there is one codec of pixels.
+            placed: has no effect: codecs compute on the CPU.
 
         Raises:
             NotFoundError: there is no such profile, or it has no codec of pixels.

@@ -91,11 +91,18 @@ def without_pixel_codec(profile: Path, folder: Path) -> Path:
     return folder
 
 
+def latent_channels(profile: Path) -> int:
+    """Of what a profile's codec sends."""
+    return int(JsccCodec.load(load_profile(profile).codec).config.latent_channels)
+
+
 def with_unaligned_codec(profile: Path, folder: Path) -> Path:
     """A copy of ``profile`` in ``folder`` whose unaligned deliveries have a codec of their own."""
     torch.manual_seed(6)
     shutil.copytree(profile, folder)
-    JsccCodec(width=8, blocks=1, fold=4, interleaved=True).save_pretrained(folder / "one-rate")
+    channels = latent_channels(profile)
+    codec = JsccCodec(latent_channels=channels, width=8, blocks=1, fold=4, interleaved=True)
+    codec.save_pretrained(folder / "one-rate")
     described = json.loads((folder / "profile.json").read_text())
     (folder / "profile.json").write_text(json.dumps({**described, "unaligned_codec": "one-rate"}))
     return folder
@@ -108,7 +115,14 @@ def with_reading_codec(profile: Path, folder: Path, *, text_width: int) -> Path:
     """A copy of ``profile`` in ``folder`` whose codec is folded and interleaved, and adapted to prompts."""
     torch.manual_seed(4)
     shutil.copytree(profile, folder)
-    codec = JsccCodec(width=8, blocks=2, fold=4, interleaved=True, adaptive_modulation=True)
+    codec = JsccCodec(
+        latent_channels=latent_channels(profile),
+        width=8,
+        blocks=2,
+        fold=4,
+        interleaved=True,
+        adaptive_modulation=True,
+    )
     codec.save_pretrained(folder / "codec")
     config = cala_config(codec, 2, text_width)
     known = {"quality": QUALITY, "restoration": RESTORATION}

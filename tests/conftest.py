@@ -80,10 +80,18 @@ def plugging() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def dummy_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A profile of tiny untrained models of the real classes."""
+    """A profile of tiny untrained models of the real classes, with the dimensions of the embedded ones."""
     from dekag.training.tiny_models import save_dummy_models
 
     return save_dummy_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def foreign_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models that differ from the embedded ones in everything that a real pipeline may differ in."""
+    from dekag.training.tiny_models import FOREIGN, save_dummy_models
+
+    return save_dummy_models(tmp_path_factory.mktemp("foreign"), like=FOREIGN)
 
 
 @pytest.fixture(scope="session")

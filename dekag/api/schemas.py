@@ -621,7 +621,7 @@ class LinkReport(_Response):
     scores: dict[str, float | None] = Field(
         default_factory=dict,
         description="Scores of plug-in metrics, received image against the sent one; null: not finite. Empty "
-        "if not measured.",
+        "if not measured; without metrics that cannot score images so small.",
         examples=[{"my-metric": 0.93}],
     )
     stages: list[StageTime] = Field(

@@ -22,6 +22,7 @@ from dekag.codec import JsccCodec
 from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt, own_prompts, topic_prompts
 from dekag.generation.loading import folder_hash, load_component
+from dekag.generation.machine import machine_placement
 from dekag.generation.models import Generator
 from dekag.generation.restorer import Restorer
 from dekag.generation.side_information import SideInformation
@@ -69,8 +70,8 @@ class ModelBank:
 
     @cached_property
     def edge(self) -> Generator:
-        """Draws what is sent."""
-        return Generator.from_profile(self.profile, "edge")
+        """Draws what is sent; studies also train it, so that it is not offloaded."""
+        return Generator.from_profile(self.profile, "edge", machine_placement(trained=True))
 
     @cached_property
     def aligned_edge(self) -> AlignedGenerator:
@@ -79,8 +80,9 @@ class ModelBank:
 
     @cached_property
     def autoencoder(self) -> Any:
-        """The edge's autoencoder alone, for who needs no more of it."""
-        return load_component(self.profile.edge, "vae").float().eval()
+        """The edge's autoencoder alone in float32, for who needs no more of it."""
+        vae = load_component(self.profile.edge, "vae").float().eval()
+        return vae.to(machine_placement().device)
 
     @cached_property
     def side_information(self) -> SideInformation:

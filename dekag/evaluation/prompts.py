@@ -1,4 +1,4 @@
-"""Test prompts that no training ever drew, on seeds of the test split."""
+"""Test prompts that no training ever drew, on seeds of the test split, and how many there can be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicFile
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.stickers import EDGE_SUBJECTS, Scene, Topic, caption, topic_scene
-from dekag.stickers.scene import colours_of
+from dekag.stickers.scene import POSITIONS, SIZES, colours_of
 from dekag.stickers.subjects import SUBJECT_BY_NAME
 from dekag.training.data import SPLIT_START, scene_number
 from dekag.training.worlds import STICKERS
@@ -40,6 +40,25 @@ def edge_prompts(count: int) -> list[Prompt]:
 def cloud_prompts(count: int) -> list[Prompt]:
     """`count` such prompts of all that the cloud knows."""
     return world_prompts(count, STICKERS.scenes(cloud=True))
+
+
+def held_out_combinations() -> dict[str, tuple[int, int]]:
+    """Combinations of colour and setting of each subject that the edge knows: held out, and all."""
+    found = {}
+    for subject in EDGE_SUBJECTS:
+        held_out = [
+            Scene(subject, colour, SIZES[0], POSITIONS[0], setting).held_out
+            for colour in colours_of(subject)
+            for setting in SUBJECT_BY_NAME[subject].settings
+        ]
+        found[subject] = sum(held_out), len(held_out)
+    return found
+
+
+def held_out_share(count: int = 10_000, seed: int = 1) -> float:
+    """Fraction of random scenes that the edge knows whose combination is held out, from `count` of them."""
+    rng, draw = random.Random(seed), STICKERS.scenes(cloud=False)
+    return sum(bool(draw(rng).held_out) for _ in range(count)) / count
 
 
 def topic_prompts(topic: Topic, count: int) -> list[Prompt]:

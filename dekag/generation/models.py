@@ -16,7 +16,8 @@ import torch
 from dekag.errors import DeadlineError, MismatchError
 from dekag.generation import loading, placement
 from dekag.generation.autoencoder import decode, encode
-from dekag.generation.placement import ON_CPU, Placement
+from dekag.generation.machine import machine_placement
+from dekag.generation.placement import Placement
 from dekag.generation.profile import GeneratorProfile, HasGenerators, Role
 from dekag.generation.prompts import PromptReader
 from dekag.generation.traced_denoiser import TracedDenoiser, worth_tracing
@@ -40,12 +41,18 @@ class LatentDecoder:
         self.model_hash = model_hash
 
     @classmethod
-    def load(cls, model: GeneratorProfile, placed: Placement = ON_CPU) -> Self:
+    def load(cls, model: GeneratorProfile, placed: Placement | None = None) -> Self:
         """Load the autoencoder of a generator's pipeline.
+
+        Args:
+            model: the generator.
+            placed: where it computes; default: as the machine's settings say.
 
         Raises:
             NotFoundError: it is not on this machine.
+            InvalidInputError: a setting of the machine is invalid.
         """
+        placed = placed or machine_placement()
         vae = loading.load_component(placed.formatted(model), "vae").to(placed.device)
         return cls(vae, loading.autoencoder_hash(model))
 
@@ -168,21 +175,27 @@ class Generator:
         steps: int,
         guidance_scale: float,
         size: int | None = None,
-        placed: Placement = ON_CPU,
+        placed: Placement | None = None,
     ) -> Self:
         """Load any folder or hub name that `DiffusionPipeline.from_pretrained` loads, in float32."""
         model = GeneratorProfile(path=str(path), steps=steps, guidance_scale=guidance_scale)
-        return cls._of(model, size, placed)
+        return cls._of(model, size, placed or machine_placement())
 
     @classmethod
-    def from_profile(cls, profile: HasGenerators, role: Role, placed: Placement = ON_CPU) -> Self:
+    def from_profile(cls, profile: HasGenerators, role: Role, placed: Placement | None = None) -> Self:
         """Load a profile's "cloud" or "edge", with its sampling settings and the profile's size.
+
+        Args:
+            profile: whose generator.
+            role: "cloud" or "edge".
+            placed: where it computes; default: as the machine's settings say (`dekag.generation.machine`).
 
         Raises:
             NotFoundError: a part is not on this machine.
             MismatchError: the files hold no such pipeline, or one that cannot have this role.
+            InvalidInputError: a setting of the machine is invalid.
         """
-        generator = cls._of(getattr(profile, role), profile.size, placed)
+        generator = cls._of(getattr(profile, role), profile.size, placed or machine_placement(role))
         kind, only = type(generator.pipeline).__name__, loading.PIPELINES[0]
         if role == "edge" and kind != only:
             raise MismatchError(f"the edge is a {kind}; must be {only}, the kind that knowledge updates fit")

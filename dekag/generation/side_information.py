@@ -15,7 +15,8 @@ from typing import Any, Self
 import torch
 
 from dekag.generation import loading
-from dekag.generation.placement import ON_CPU, Placement
+from dekag.generation.machine import machine_placement
+from dekag.generation.placement import Placement
 from dekag.generation.profile import GeneratorProfile
 from dekag.generation.prompts import PromptReader
 
@@ -50,8 +51,8 @@ class SideInformation:
         self._lock = Lock()
 
     @classmethod
-    def load(cls, edge: GeneratorProfile, placed: Placement = ON_CPU) -> Self:
-        """The text encoder of a profile's edge.
+    def load(cls, edge: GeneratorProfile, placed: Placement | None = None) -> Self:
+        """The text encoder of a profile's edge; where it computes, the machine's settings say by default.
 
         Raises:
             NotFoundError: it is not on this machine.
@@ -60,7 +61,7 @@ class SideInformation:
         tokenizer, text_encoder = (
             loading.load_component(edge, name) for name in ("tokenizer", "text_encoder")
         )
-        return cls(tokenizer, text_encoder.to(placed.text_device))
+        return cls(tokenizer, text_encoder.to((placed or machine_placement()).text_device))
 
     @classmethod
     def from_folder(cls, pipeline: Path) -> Self:

@@ -14,10 +14,8 @@ from dekag.checksums import RECORD
 from dekag.errors import MismatchError
 from dekag.generation.loading import folder_hash, local_folder
 
-CLIP_SIZE = 64  # input side of the shipped encoders, pixels
 
-
-def reduce_images(images: torch.Tensor, size: int = CLIP_SIZE) -> torch.Tensor:
+def reduce_images(images: torch.Tensor, size: int) -> torch.Tensor:
     """Images (batch, 3, h, w) reduced to (batch, 3, size, size)."""
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 

@@ -83,7 +83,7 @@ class Ssim(Metric):
         Raises:
             InvalidInputError: a side is shorter than the window.
         """
-        _check_side(images, self)
+        check_side(images, self)
         similarity, _ = _similarities(as_torch(images), as_torch(references))
         return as_numpy(similarity.mean(dim=1))
 
@@ -105,7 +105,7 @@ class MsSsim(Metric):
         """
         from torch.nn.functional import avg_pool2d
 
-        _check_side(images, self)
+        check_side(images, self)
         weights: tuple[float, ...] = _MS_SSIM_WEIGHTS
         if min(images.shape[1:3]) <= 160:
             weights = tuple(weight / sum(weights[:4]) for weight in weights[:4])
@@ -121,7 +121,8 @@ class MsSsim(Metric):
         return as_numpy(product.mean(dim=1))
 
 
-def _check_side(images: Pixels, metric: Metric) -> None:
+def check_side(images: Pixels, metric: Metric) -> None:
+    """Raises InvalidInputError if a side of images (n, height, width, 3) is too short for a metric."""
     if min(images.shape[1:3]) < metric.smallest_side:
         allowed = f"images of at least {metric.smallest_side} pixels a side for {metric.name}"
         raise InvalidInputError("images", allowed, f"{images.shape[2]}x{images.shape[1]}")

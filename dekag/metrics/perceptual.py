@@ -11,7 +11,7 @@ from abc import abstractmethod
 from typing import Any
 
 from dekag.errors import NotFoundError
-from dekag.metrics.image import Metric, Pixels, Scores, as_numpy, as_torch
+from dekag.metrics.image import Metric, Pixels, Scores, as_numpy, as_torch, check_side
 
 
 class _Downloaded(Metric):
@@ -21,10 +21,12 @@ class _Downloaded(Metric):
         """(n,), 0 for identical images.
 
         Raises:
+            InvalidInputError: a side is shorter than `smallest_side`.
             NotFoundError: the extra is not installed, or the network's weights cannot be downloaded.
         """
         import torch
 
+        check_side(images, self)
         if importlib.util.find_spec("torchvision") is None:
             raise NotFoundError(f"{self.name} needs torchvision: pip install 'dekag[perceptual]'")
         try:
@@ -43,6 +45,7 @@ class Lpips(_Downloaded):
     """LPIPS with AlexNet (Zhang et al., 2018); lower is better."""
 
     name = "lpips"
+    smallest_side = 31  # of smaller images, nothing is left for the second pooling of AlexNet
 
     def _distances(self, images: Any, references: Any) -> Any:
         import torch

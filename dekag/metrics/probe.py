@@ -50,7 +50,7 @@ class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
         width: channels of the first layer.
         blocks: residual blocks after each halving but the first.
         sees: side to which it reduces images, pixels.
-        words: of every judged attribute; those of the first edition's world if left out.
+        words: of every judged attribute; those of `dekag.stickers` if left out.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]

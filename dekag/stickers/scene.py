@@ -65,7 +65,10 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination of subject, colour and setting is excluded from all training."""
+        """Whether this combination of subject, colour and setting is excluded from rendered training images.
+
+        The first subject decides: a companion may stand in a setting that is held out for it.
+        """
         return (self.colour, self.setting) in _held_out(self.subject)
 
     def visible_attributes(self) -> tuple[str, ...]:

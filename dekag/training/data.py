@@ -35,8 +35,8 @@ def scene_number(split: str, n: int, draw: Callable[[random.Random], Any]) -> tu
         n: number of the scene.
         draw: draws a scene, `world.scenes(cloud=True)` for example.
 
-    Training scenes never have a held-out combination of attributes; validation and test scenes always have
-    one.
+    The first subject of a training scene never has a held-out combination of attributes, that of a validation
+    or test scene always has one.
     """
     seed = SPLIT_START[split] + n
     rng = random.Random(seed)

@@ -13,6 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from dekag.generation.placement import device_and_dtype
 from dekag.generation.side_information import SideInformation
 from dekag.training.data import image_number, picked
 from dekag.training.latents import encoded_scenes, weights_hash
@@ -112,13 +113,14 @@ def rendered_examples(
 
     Args:
         cache: cache folder.
-        vae: the autoencoder.
+        vae: the autoencoder, which encodes where it is.
         count: number of images.
         world: world to render and describe.
         side_information: reads the captions, which use all of the cloud's words; None: no prompts.
         workers: number of rendering processes.
     """
-    latents = encoded_scenes(cache, vae, count, world=world, workers=workers)
+    device, _ = device_and_dtype(vae)
+    latents = encoded_scenes(cache, vae, count, world=world, workers=workers, device=device)
     if side_information is None:
         return Examples(latents)
     scenes = (image_number("train", n, world) for n in range(count))

@@ -31,7 +31,7 @@ from dekag.generation.autoencoder import encode
 from dekag.generation.images import from_bytes
 from dekag.generation.loading import autoencoder_hash, pipeline_hash
 from dekag.generation.models import Generator, LatentDecoder
-from dekag.generation.placement import ON_CPU, Placement
+from dekag.generation.placement import Placement
 from dekag.generation.profile import GeneratorProfile
 from dekag.generation.side_information import SideInformation
 from dekag.makd.topics import expanded
@@ -170,7 +170,7 @@ def latents_of_prompts(
     seed: int,
     size: int | None = None,
     batch: int = 1,
-    placed: Placement = ON_CPU,
+    placed: Placement | None = None,
     show: bool = True,
 ) -> None:
     """Make a latent set that the profile's edge generates; continues one that was interrupted.
@@ -185,7 +185,7 @@ def latents_of_prompts(
         size: side of the images, pixels; default: the profile's.
         batch: latents to generate at once. With 1 they have the bits of those that are sent; otherwise they
             differ by rounding.
-        placed: devices of the edge.
+        placed: devices of the edge; default: as the machine's settings say.
         show: show a progress bar.
 
     Raises:
@@ -224,7 +224,7 @@ def latents_of_pictures(
     seed: int,
     size: int | None = None,
     batch: int = 1,
-    placed: Placement = ON_CPU,
+    placed: Placement | None = None,
     show: bool = True,
 ) -> None:
     """Make a latent set from pictures; continues one that was interrupted.
@@ -240,7 +240,7 @@ def latents_of_pictures(
         seed: seed of the pictures' order, and thus of which are taken and which are held out.
         size: side of the images, pixels; default: the profile's.
         batch: pictures to encode at once.
-        placed: device of the autoencoder.
+        placed: device of the autoencoder; default: as the machine's settings say.
         show: show a progress bar.
 
     Raises:

@@ -37,7 +37,8 @@ def weights_hash(model: torch.nn.Module) -> str:
 def _digest(model: torch.nn.Module) -> Any:
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode() + b"\0" + weight.detach().cpu().contiguous().numpy().tobytes())
+        raw = weight.detach().cpu().reshape(-1).view(torch.uint8)  # NumPy has no bfloat16
+        digest.update(name.encode() + b"\0" + raw.numpy().tobytes())
     return digest
 
 

@@ -105,5 +105,5 @@ def growth_plot(results: Path) -> Any:
         axis.set_yscale("log")
         axis.set_xlabel(name)
         axis.set_title(f"{WHAT[name]}, s")
-        plots.label_corner(axis)
+        axis.legend(loc="upper left", frameon=False)
     return figure

@@ -28,6 +28,7 @@ from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from dekag.generation.autoencoder import decode
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
+from dekag.generation.placement import ON_CPU
 from dekag.generation.prompts import PromptReader
 from dekag.generation.request import GenerationRequest, Sampling
 from dekag.generation.traced_denoiser import TracedDenoiser, worth_tracing
@@ -74,7 +75,7 @@ class Part:
 def run_parts_bench(
     *, repeats: int = 9, images: int = IMAGES, profile: str = "stickers", results: Path = RESULTS
 ) -> list[Row]:
-    """Time every part, all of them in turn in each repeat.
+    """Time every part on the CPU, all of them in turn in each repeat.
 
     Args:
         repeats: times that each part is timed; one more comes first and does not count.
@@ -91,7 +92,7 @@ def run_parts_bench(
     console = Console()
     torch.set_num_threads(1)
     models = load_profile(profile)
-    edge = Generator.from_profile(models, "edge")
+    edge = Generator.from_profile(models, "edge", ON_CPU)
     parts = [*_network_parts(edge), *_drawing_parts(edge, models), *_link_parts(edge, models)]
     seconds: dict[int, list[float]] = {index: [] for index in range(len(parts))}
     for number in track(range(-1, repeats), "parts", console=console):
@@ -225,7 +226,7 @@ def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
             GenerationRequest(PROMPT, seed, edge.size, edge.size, sampling=guided) for seed in range(images)
         ]
         yield Part("drawing", GUIDED, images, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
-    theirs = _PeftGenerator(Generator.from_profile(models, "edge"), updates)
+    theirs = _PeftGenerator(Generator.from_profile(models, "edge", ON_CPU), updates)
     for images in IMAGES_AT_ONCE:
         for variant, of in (("one topic", updates[:1]), (FOUR_TOPICS, updates))[: len(updates)]:
             chosen = [of[index % len(of)] for index in range(images)]

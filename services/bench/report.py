@@ -13,10 +13,12 @@ from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, table
 from dekag.evaluation.registry import OF_THE_PAGE, read_figures
 from dekag.evaluation.statistics import POSITIVE, mean_ci95, mean_of, proportion_ci95
+from dekag.makd.demand import REPLAYED
 from services.bench import channel, overload, scale, start, throughput, traffic, upgrade
 from services.bench.conventional import LINKS
 from services.bench.cost import DELIVERY
 from services.bench.growth import growth_plot, growth_table, growth_values
+from services.bench.loadtest import backhaul
 from services.bench.parts import FOUR_TOPICS, GUIDED, IMAGES_AT_ONCE
 from services.bench.results_io import read_bench
 
@@ -64,6 +66,8 @@ SERVERS = {
     "fastapi": ("FastAPI handler", plots.BASE),
 }
 IMAGES = (1, 1000)  # of the plot of costs
+POLICY_FILES = {backhaul.EQUAL: "WebP of equal consistency", backhaul.USUAL: "WebP of quality 75"}
+POLICY_NAMES = {backhaul.EQUAL: "equal", backhaul.USUAL: "usual"}
 UPDATE = {"seconds": "distill_seconds", "backhaul_bytes": "update_bytes"}
 Bench = Mapping[str, Any]
 
@@ -115,6 +119,13 @@ def _traffic_values(config: Mapping[str, Any]) -> dict[str, str]:
         found[f"saved_{what}"] = f"{as_sent[what].get('saved_percent', 0):.1f} %"
     if "counters_bytes" in containers:
         found |= {name: f"{containers[name]:,}" for name in ("counters_bytes", "interceptors_bytes")}
+    ours = config["backhaul"]["bytes"]
+    found["policies_ours"] = f"{ours:,.0f} B"
+    found["policies_requests"] = str(config["backhaul"].get("requests", 0))
+    for kind, taken in _policies(config).items():
+        short = POLICY_NAMES[kind]
+        found |= {f"{short}_{name.replace(' ', '_')}": f"{taken[name]:,.0f} B" for name in REPLAYED}
+        found[f"{short}_pays"] = "paid" if ours < taken["never"] else "did not pay"
     return found
 
 
@@ -231,25 +242,76 @@ def page_table(results: Path) -> Lines:
 def traffic_table(results: Path) -> Lines:
     """Backhaul and channel uses against image files of equal quality."""
     rows = read_bench("traffic", results)["rows"]
-    backhaul, radio = [], []
+    on_backhaul, radio = [], []
     for name in traffic.FORMATS:
         own = [row for row in rows if row["format"] == name]
-        ours = f"{statistics.fmean(row['semantic_backhaul_bytes'] for row in own):,.0f}"
         for column, quality in ((traffic.BY_CONSISTENCY, "consistency"), (traffic.BY_PSNR, "PSNR")):
-            saved = traffic.backhaul_saved(rows, name, column)
-            if saved is not None:
-                theirs = statistics.fmean(row[column] for row in own if row.get(column) is not None)
-                backhaul.append([f"{name} of equal {quality}", f"{theirs:,.0f}", ours, _interval(*saved)])
+            files = f"{name} of equal {quality}"
+            on_backhaul += _backhaul_row(files, own, name, column)
+            if (name, column) == (traffic.HEADLINE_FORMAT, traffic.BY_CONSISTENCY):
+                on_backhaul += _stricter_rows(own, name, column)
         uses, own_uses = (
             f"{statistics.fmean(row[what] for row in own):,.0f}"
             for what in ("file_channel_uses", "semantic_channel_uses")
         )
         radio.append([f"{name} of equal PSNR", uses, own_uses, _interval(*traffic.radio_ratio(rows, name))])
     return [
-        *table(["backhaul of an image", "theirs, B", "ours, B", "saved, %"], backhaul),
+        *table(["backhaul of an image", "theirs, B", "ours, B", "saved, %"], on_backhaul),
         "",
         *table(["channel uses of an image", "theirs", "ours", "ratio"], radio),
     ]
+
+
+def _backhaul_row(files: str, rows: Sequence[Row], name: str, column: str) -> list[list[str]]:
+    """The row that compares with files of one format; none if nothing was compared."""
+    saved = traffic.backhaul_saved(rows, name, column)
+    if saved is None:
+        return []
+    theirs = statistics.fmean(row[column] for row in rows if row.get(column) is not None)
+    ours = f"{statistics.fmean(row['semantic_backhaul_bytes'] for row in rows):,.0f}"
+    return [[files, f"{theirs:,.0f}", ours, _interval(*saved)]]
+
+
+def _stricter_rows(rows: Sequence[Row], name: str, column: str) -> list[list[str]]:
+    """The same files for an edge that caches them, and for requests that an update is of use for."""
+    needing = [row for row in rows if row["topics"]]
+    kept = "kept in a cache at the edge"
+    return [
+        *_backhaul_row(f"same files, {kept}", traffic.kept_in_cache(rows, column), name, column),
+        *_backhaul_row("same files, requests that need a topic only", needing, name, column),
+        *_backhaul_row(
+            f"same files, requests that need a topic only, {kept}",
+            traffic.kept_in_cache(needing, column),
+            name,
+            column,
+        ),
+    ]
+
+
+def _policies(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Bytes of a load test under each policy, by kind of file."""
+    updates = {topic: own["update_bytes"] for topic, own in config["knowledge"].items()}
+    return backhaul.policies(config["backhaul"], updates)
+
+
+def policies_table(results: Path) -> Lines:
+    """What the requests of the load test would have taken under each policy, beside what they took."""
+    config = read_bench("traffic", results)["config"]
+    by_kind = _policies(config)
+    if not by_kind:
+        raise NotMeasuredError(traffic.COMMAND)
+    ours = config["backhaul"]["bytes"]
+    lines = [["in this run", "updates that were there from the start", *[f"{ours:,.0f}", ""] * len(by_kind)]]
+    for name, what in REPLAYED.items():
+        cells = []
+        for taken in by_kind.values():
+            theirs = taken[name]
+            cells += [f"{theirs:,.0f}", f"{100 * (1 - ours / theirs):.1f}" if theirs else ""]
+        lines.append([f"`{name}`", what, *cells])
+    header = ["policy", "what it sends"]
+    for kind in by_kind:
+        header += [f"with {POLICY_FILES[kind]}, B", "saved in this run, %"]
+    return table(header, lines, words=(0, 1))
 
 
 def knowledge_table(results: Path) -> Lines:
@@ -373,6 +435,7 @@ LOAD = Report(
         "upgrade": upgrade_table,
         "page": page_table,
         "traffic": traffic_table,
+        "policies": policies_table,
         "knowledge": knowledge_table,
         "distill": distill_table,
         "cost": cost_table,

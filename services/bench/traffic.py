@@ -248,6 +248,18 @@ def backhaul_saved(rows: Sequence[Row], name: str, files: str) -> tuple[float, l
     return _compared(rows, name, ours, files, lambda own, other: float(100 * (1 - own.sum() / other.sum())))
 
 
+def kept_in_cache(rows: Sequence[Row], column: str) -> list[Row]:
+    """The rows as if the edge kept the files: each image takes the bytes in `column` once for each format."""
+    seen: set[tuple[Any, ...]] = set()
+    found = []
+    for row in rows:
+        image = row["format"], row["prompt"], row["seed"]
+        again = image in seen and row.get(column) is not None
+        found.append({**row, column: 0} if again else row)
+        seen.add(image)
+    return found
+
+
 def radio_ratio(rows: Sequence[Row], name: str) -> tuple[float, list[float]]:
     """Channel uses of files of equal PSNR over ours, against one format, with its interval."""
     columns = "semantic_channel_uses", "file_channel_uses"

@@ -156,7 +156,9 @@ def golden() -> CheckResult:
 
 
 def settings() -> CheckResult:
-    """Whether the services accept the environment, and know every DEKAG_ variable in it."""
+    """Whether the services accept the environment, find its devices, and know every DEKAG_ variable in it."""
+    from dekag.errors import InvalidInputError
+    from dekag.generation.machine import machine_placement
     from services.common.environment import unknown_variables
     from services.common.errors import SettingError
     from services.launcher.stack import SETTINGS
@@ -167,6 +169,13 @@ def settings() -> CheckResult:
             kind.read()
         except SettingError as error:
             refused += [each for each in str(error).split(". DEKAG_") if each not in refused]
+    if not refused:
+        try:
+            machine_placement()
+        except InvalidInputError as error:
+            refused.append(str(error))
+        except ModuleNotFoundError:  # PyTorch, which another check looks for
+            pass
     if refused:
         return CheckResult("settings", False, ". ".join(refused), "env | grep DEKAG_  # and docs/settings.md")
     if told := unknown_variables():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from dekag import plugins
 from dekag.api.limits import check_seed
 from dekag.console import plain_console
 from dekag.errors import DekagError, InvalidInputError
@@ -21,7 +23,8 @@ from dekag.link import LinkConditions
 from dekag.pictures import PictureFile, find_pictures
 
 if TYPE_CHECKING:
-    from dekag.generation.images import ImageFormat
+    from dekag.generation.images import ImageFormat, Pixels
+    from dekag.metrics import Metric
     from dekag.pictures import Picture
     from dekag.pipeline import ReceivedPicture, SemanticLink
 
@@ -203,10 +206,34 @@ def _row(file: PictureFile, delivery: str, received: ReceivedPicture) -> Row:
         "decoded": received.pixels is not None,
         "psnr_db": received.psnr_db,
         "ssim": received.ssim,
+        "scores": _scores(received),
         "autoencoder_psnr_db": received.autoencoder_psnr_db,
         "expected_psnr_db": received.expected_psnr_db,
         "file_bytes": received.file_bytes,
     }
+
+
+def _scores(received: ReceivedPicture) -> dict[str, float | None]:
+    """By each plug-in metric that can score pictures of that size; None: not finite, or nothing arrived."""
+    sent, pixels = received.picture.pixels, received.pixels
+    scores: dict[str, float | None] = {}
+    for name, metric in plugins.plugged_in("metric").items():
+        if min(sent.shape[:2]) < metric.smallest_side:
+            continue
+        value = math.nan if pixels is None else _score(metric, pixels, sent)
+        scores[name] = value if math.isfinite(value) else None
+    return scores
+
+
+def _score(metric: Metric, pixels: Pixels, sent: Pixels) -> float:
+    """The score of one image; DekagError if the code of the metric fails."""
+    try:
+        # copies, as the code of a plug-in may write to them
+        return float(metric.score(pixels[None].copy(), sent[None].copy())[0])
+    except DekagError:
+        raise
+    except Exception as error:  # anything that a plug-in raises
+        raise DekagError(f"the metric {metric.name} failed: {type(error).__name__}: {error}") from error
 
 
 def _saved(file: PictureFile, delivery: str, received: ReceivedPicture, output: Path) -> Row:
@@ -230,35 +257,43 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
 
 def _table(rows: Sequence[Row]) -> Table:
     """One line for each picture and delivery; for several pictures, their means."""
-    table = Table("picture", "delivery", "channel uses", "CBR", "PSNR", "limit", "SSIM")
+    scored = dict.fromkeys(name for row in rows for name in row["scores"])
+    table = Table("picture", "delivery", "channel uses", "CBR", "PSNR", "limit", "SSIM", *scored)
     for column in table.columns[2:]:
         column.justify, column.no_wrap = "right", True
     for row in rows:
-        table.add_row(row["picture"], row["delivery"], *_numbers([row]))
+        table.add_row(row["picture"], row["delivery"], *_numbers([row], scored))
     if len({row["picture"] for row in rows}) > 1:
         table.add_section()
         for delivery in dict.fromkeys(row["delivery"] for row in rows):
             own = [row for row in rows if row["delivery"] == delivery]
             there = sum(row["decoded"] for row in own)
             lost = "" if there == len(own) else f", {len(own) - there} not decoded"
-            table.add_row(f"mean of {there}{lost}", delivery, *_numbers(own))
+            table.add_row(f"mean of {there}{lost}", delivery, *_numbers(own, scored))
     return table
 
 
-def _numbers(rows: Sequence[Row]) -> list[str]:
-    """Means over rows, as the table shows them."""
+def _numbers(rows: Sequence[Row], scored: Iterable[str]) -> list[str]:
+    """Means over rows, as the table shows them; at its end, those of plug-in metrics."""
 
     def mean(name: str) -> float | None:
-        values = [row[name] for row in rows if row[name] is not None]
-        return fmean(values) if values else None
+        return _mean([row[name] for row in rows])
 
     uses, cbr, psnr, ssim, ceiling = map(
         mean, ("channel_uses", "cbr", "psnr_db", "ssim", "autoencoder_psnr_db")
     )
+    scores = [_mean([row["scores"].get(name) for row in rows]) for name in scored]
     return [
         f"{uses:,.0f}",
         f"1/{1 / cbr:.1f}" if cbr else "-",
         "lost" if psnr is None else f"{psnr:.2f} dB",
         "-" if ceiling is None else f"{ceiling:.2f} dB",
         "-" if ssim is None else f"{ssim:.3f}",
+        *("-" if score is None else f"{score:.4g}" for score in scores),
     ]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those that there are; None if there are none."""
+    there = [value for value in values if value is not None]
+    return fmean(there) if there else None

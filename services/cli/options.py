@@ -113,7 +113,13 @@ Crop = Annotated[
         rich_help_panel=DATA,
     ),
 ]
-Device = Annotated[str, typer.Option(help="cpu or cuda.", rich_help_panel=HARDWARE)]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:N, mps, or auto, which takes what is there. Default: DEKAG_DEVICE, else cpu.",
+        rich_help_panel=HARDWARE,
+    ),
+]
 Bf16 = Annotated[
     bool,
     typer.Option(

@@ -12,9 +12,12 @@ If Redis loses it, the counts start over; nothing else depends on them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import structlog
@@ -22,7 +25,7 @@ from pydantic import BaseModel, Field
 from redis.asyncio import Redis
 
 from dekag.documents import parse_json
-from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableError
+from dekag.errors import ConflictError, DekagError, ExhaustedError, NotFoundError, UnavailableError
 from dekag.makd.demand import Decision, TopicDemand, decide
 from dekag.makd.topics import read_topics, topic_triggers
 from dekag.profile import Profile
@@ -78,6 +81,26 @@ class Period(_Stored):
     spent_bytes: float = Field(default=0.0, ge=0, le=_MAX, allow_inf_nan=False)
 
 
+@dataclass(frozen=True)
+class _Topics:
+    """The topics of one moment, as an API key sees them.
+
+    Attributes:
+        known: the updates that fit the edge's model, by topic; none of other keys.
+        teachable: topics that the profile has prompts for.
+        private: topics that belong to API keys. Demand distils none of them.
+        foreign: those of them that belong to other keys.
+    """
+
+    known: Mapping[str, Manifest]
+    teachable: frozenset[str]
+    private: frozenset[str]
+    foreign: frozenset[str]
+
+    def __contains__(self, topic: str) -> bool:
+        return topic in self.known or topic in self.teachable
+
+
 class DemandLedger:
     """Counts the demand for topics and decides by the policy of the settings.
 
@@ -94,6 +117,7 @@ class DemandLedger:
         self._settings, self._store, self._jobs, self._redis = settings, store, jobs, redis
         self._states: dict[str, TopicState] = {}
         self._period = Period()
+        self._reserved: dict[object, float] = {}  # bytes of files that are being made, by request
         self._restored = redis is None
         self._restoring = asyncio.Lock()
         self._profile: Profile
@@ -104,47 +128,99 @@ class DemandLedger:
         """Sets the profile whose topics can be distilled."""
         self._profile = profile
 
-    async def decide(self, topics: Sequence[str]) -> list[Decision]:
-        """Counts a request that needs these topics; what it gets for each of them."""
+    async def decide(self, topics: Sequence[str], owner: str | None = None) -> list[Decision]:
+        """Counts a request that needs these topics; what it gets for each of them.
+
+        A topic of another API key has no update for the request, whose demand does not count for that topic.
+        If one topic makes it a file, the edge draws nothing: then no update of the others is sent with it.
+
+        Args:
+            topics: that the prompt needs.
+            owner: name of the API key that requests; empty without keys; None: one that may use all topics.
+        """
         await self._restore()
-        known, teachable = await asyncio.to_thread(self._topics)
-        decisions = []
+        there = await asyncio.to_thread(self._topics, owner)
+        decisions, new, planned = [], {}, 0.0
         for topic in topics:
-            if topic not in known and topic not in teachable:
+            if topic not in there:
                 decisions.append(Decision("wait", "there is no such topic"))
                 continue
-            state = self._current(topic, known)
-            decision = self._decide(topic, state, known, teachable)
+            is_foreign = topic in there.foreign
+            state = TopicState() if is_foreign else self._current(topic, there.known)
+            decision = self._decide(topic, state, there, planned)
+            decisions.append(decision)
+            if is_foreign:
+                continue
             state.requests += 1
             if decision.action == "update" and not state.sent and self._settings.demand_policy != "off":
-                state.sent = True
-                self._spend(known[topic].size_bytes)
-                _log.info("update pays", topic=topic, why=decision.reason)
+                new[topic] = decision.reason
+                planned += there.known[topic].size_bytes
             if decision.action == "distil" and not state.wanted:
-                state.wanted = True
+                state.wanted, state.job = True, ""  # not the one before, whose update was deleted
                 _log.info("distillation pays", topic=topic, why=decision.reason)
             self._states[topic] = state
-            decisions.append(decision)
+        if not any(decision.action in ("file", "distil") for decision in decisions):
+            for topic, reason in new.items():
+                self._states[topic].sent = True
+                self._spend(there.known[topic].size_bytes)
+                _log.info("update pays", topic=topic, why=reason)
         await self._save(topics)
         return decisions
 
-    async def add_file(self, topics: Sequence[str], size_bytes: int) -> None:
-        """Counts a file that was sent in place of these topics' updates, in equal parts."""
-        await self._restore()
-        counted = [topic for topic in topics if topic in self._states]
-        for topic in counted:
-            state = self._states[topic]
-            state.files += 1
-            state.file_bytes += size_bytes / len(counted)
-        if counted:
-            self._spend(size_bytes)
-            await self._save(counted)
+    @contextlib.asynccontextmanager
+    async def sending(
+        self, topics: Sequence[str], files: int, owner: str | None = None
+    ) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
+        """Reserves the budget for files that are sent in place of these topics' updates.
+
+        Gives what to call with the bytes of each file before it is sent. What was reserved for files that are
+        not made, as the request fails, is free again at the end.
+
+        Args:
+            topics: without any, nothing is reserved or counted.
+            files: how many.
+            owner: as in `decide`.
+
+        Raises:
+            ExhaustedError: other files that are being made, or were sent, have taken the budget.
+        """
+        counted: list[str] = []
+        expected = 0.0
+        if topics:
+            await self._restore()
+            there = await asyncio.to_thread(self._topics, owner)
+            counted = [topic for topic in topics if topic in self._states and topic not in there.foreign]
+            states = [self._states[topic] for topic in counted] or [TopicState()]
+            expected = max(map(self._next_file_bytes, states))
+        if topics and files * expected > max(0.0, self._left()):
+            raise ExhaustedError("the budget of the demand policy does not allow the file")
+        request = object()
+        self._reserved[request] = files * expected
+
+        async def add_file(size_bytes: int) -> None:
+            if topics:
+                self._reserved[request] -= expected
+                await self._add_file(counted, size_bytes)
+
+        try:
+            yield add_file
+        finally:
+            del self._reserved[request]
+
+    async def _add_file(self, topics: Sequence[str], size_bytes: int) -> None:
+        """Counts a file for these topics, in equal parts, and spends its bytes."""
+        for topic in topics:
+            if (state := self._states.get(topic)) is not None:  # None: deleted meanwhile
+                state.files += 1
+                state.file_bytes += size_bytes / len(topics)
+        self._spend(size_bytes)
+        await self._save(topics)
 
     async def messages(self) -> cloud_pb2.DemandList:
         """The demand for each topic that exists and was requested so far, and what its next request gets."""
         await self._restore()
         settings, period = self._settings, self._now()
-        known, teachable = await asyncio.to_thread(self._topics)
+        there = await asyncio.to_thread(self._topics)
         found = cloud_pb2.DemandList(
             policy=settings.demand_policy,
             budget_bytes=settings.demand_budget_bytes or None,
@@ -153,18 +229,18 @@ class DemandLedger:
             period_ends=period.began + settings.demand_period_s if period.began else None,
         )
         # whose a deleted topic was is not known for long, so its name is not shown either
-        topics = sorted(topic for topic in self._states if topic in known or topic in teachable)
+        topics = sorted(topic for topic in self._states if topic in there)
         owners = await asyncio.to_thread(lambda: [self._store.owners.of(topic) for topic in topics])
         for topic, owner in zip(topics, owners, strict=True):
-            state = self._current(topic, known)
-            decision = self._decide(topic, state, known, teachable)
+            state = self._current(topic, there.known)
+            decision = self._decide(topic, state, there)
             found.demand.add(
                 topic=topic,
                 requests=state.requests,
                 files=state.files,
                 file_bytes=round(state.file_bytes),
-                update_bytes=self._update_bytes(topic, known),
-                has_update=topic in known,
+                update_bytes=self._update_bytes(topic, there.known),
+                has_update=topic in there.known,
                 sent=state.sent,
                 next_file_bytes=round(self._next_file_bytes(state)),
                 action=ACTIONS[decision.action],
@@ -192,6 +268,10 @@ class DemandLedger:
 
     async def _start_or_follow(self, topic: str, state: TopicState) -> None:
         if not state.job:
+            there = await asyncio.to_thread(self._topics)
+            if topic in there.known or topic in there.private:  # somebody else was quicker
+                state.wanted = False
+                return
             request = cloud_pb2.DistillRequest(topic=topic)
             spec = await asyncio.to_thread(distill_request.from_proto, request, self._profile)
             state.job = (await self._jobs.start(spec)).id
@@ -230,8 +310,8 @@ class DemandLedger:
         if not (counted := list(self._states)):
             return
         try:
-            known, teachable = await asyncio.to_thread(self._topics)
-            gone = [topic for topic in counted if topic not in known and topic not in teachable]
+            there = await asyncio.to_thread(self._topics)
+            gone = [topic for topic in counted if topic not in there]
             if gone and self._redis is not None:
                 await self._redis.hdel(DEMAND_KEY, *gone)  # type: ignore[misc]
         except (*REDIS_ERRORS, DekagError) as error:  # or the disk, or a topic's file; the next may succeed
@@ -247,16 +327,23 @@ class DemandLedger:
         try:
             if texts:
                 await self._redis.hset(DEMAND_KEY, mapping=texts)  # type: ignore[misc]
-                await self._redis.set(BUDGET_KEY, self._period.model_dump_json())
+            await self._redis.set(BUDGET_KEY, self._period.model_dump_json())
         except REDIS_ERRORS as error:
             metrics.REDIS_FAILURES.inc()
             _log.debug("demand not saved", error=str(error))
 
-    def _topics(self) -> tuple[dict[str, Manifest], frozenset[str]]:
-        """The updates that fit the edge's model, and the names of topics that can be distilled."""
+    def _topics(self, owner: str | None = None) -> _Topics:
+        """The topics as an API key of that name sees them; None: all of them."""
         stored = self._store.topics()
+        teachable = frozenset(topic_triggers(read_topics(self._profile.topics)))
+        # a topic may have an owner before its first update, and some time after its last
+        owners = {name: self._store.owners.of(name) for name in teachable - stored.keys()}
+        owners |= {name: each.owner for name, each in stored.items()}
+        private = frozenset(name for name, its in owners.items() if its)
+        foreign = frozenset(name for name in private if owner is not None and owners[name] != owner)
         fitting = {name: each for name, each in stored.items() if each.base_hash == self.edge_hash}
-        return fitting, frozenset(topic_triggers(read_topics(self._profile.topics)))
+        known = {name: each for name, each in fitting.items() if name not in foreign}
+        return _Topics(known, teachable, private, foreign)
 
     def _current(self, topic: str, known: Mapping[str, Manifest]) -> TopicState:
         """The state of a topic; if the update that was sent has been deleted, its counts start over."""
@@ -265,27 +352,31 @@ class DemandLedger:
             return TopicState(requests=state.requests)
         return state
 
-    def _decide(
-        self, topic: str, state: TopicState, known: Mapping[str, Manifest], teachable: frozenset[str]
-    ) -> Decision:
+    def _decide(self, topic: str, state: TopicState, there: _Topics, planned: float = 0.0) -> Decision:
+        """What the next request of a topic gets, if so many bytes of its budget are planned already."""
         settings = self._settings
         cannot = state.failure
+        if not cannot and topic in there.private:
+            cannot = "the topic belongs to an API key"
         if not cannot and not settings.redis_url:
             cannot = "distillation needs Redis, which is turned off"
-        if not cannot and topic not in teachable:
+        if not cannot and topic not in there.teachable:
             cannot = "the profile has no prompts for the topic"
-        left = float("inf")
-        if settings.demand_budget_bytes:
-            left = settings.demand_budget_bytes - self._now().spent_bytes
         return decide(
             settings.demand_policy,
             state.demand(),
-            update_bytes=self._update_bytes(topic, known),
+            update_bytes=self._update_bytes(topic, there.known),
             next_file_bytes=self._next_file_bytes(state),
-            available=topic in known,
+            available=topic in there.known,
             cannot_distil=cannot,
-            budget_left=left,
+            budget_left=self._left() - planned,
         )
+
+    def _left(self) -> float:
+        """Bytes of the budget that are neither spent in this period nor reserved."""
+        if not self._settings.demand_budget_bytes or self._settings.demand_policy == "off":
+            return math.inf
+        return self._settings.demand_budget_bytes - self._now().spent_bytes - sum(self._reserved.values())
 
     def _update_bytes(self, topic: str, known: Mapping[str, Manifest]) -> int:
         """Bytes of the topic's update, or else expected of one: the median of those that there are."""

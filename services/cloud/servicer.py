@@ -91,6 +91,12 @@ def _check_client(field: str, name: str) -> None:
         raise InvalidInputError(field, f"at most {_MAX_CLIENT_CHARS} printable characters", name)
 
 
+def _owner(request: DecideRequest | GenerateRequest) -> str | None:
+    """The API key that a request is for; None if the edge, of an earlier release, does not say."""
+    _check_client("owner", request.owner)
+    return request.owner if request.HasField("owner") else None
+
+
 class CloudServicer(CloudBase):
     """Generates images with the cloud model, stores all knowledge and starts distillation jobs.
 
@@ -210,12 +216,14 @@ class CloudServicer(CloudBase):
         guidance_scale = sampling.guidance_scale
         own = self._generator.guidance_scale
         converters.check_guided(sampling, own if guidance_scale is None else guidance_scale)
-        for seed in seeds:
-            generation = GenerationRequest(prompt, seed, width, height, sampling=sampling)
-            async for image in self._images(generation, formats):
-                if topics and image.format != IMAGE_FORMAT_PNG:
-                    await self._demand.add_file(topics, image.ByteSize())
-                yield image
+        files = len(seeds) * sum(name != "png" for name in formats)
+        async with self._demand.sending(topics, files, _owner(request)) as add_file:
+            for seed in seeds:
+                generation = GenerationRequest(prompt, seed, width, height, sampling=sampling)
+                async for image in self._images(generation, formats):
+                    if image.format != IMAGE_FORMAT_PNG:
+                        await add_file(image.ByteSize())
+                    yield image
 
     async def Compare(
         self, request: CompareRequest, context: aio.ServicerContext[CompareRequest, Consistency]
@@ -384,7 +392,8 @@ class CloudServicer(CloudBase):
         self, request: DecideRequest, context: aio.ServicerContext[DecideRequest, Decisions]
     ) -> Decisions:
         """Counts a request for topics, and decides what it gets."""
-        decisions = await self._demand.decide(check_knowledge(request.topics) or ())
+        topics = check_knowledge(request.topics) or ()
+        decisions = await self._demand.decide(topics, _owner(request))
         actions = [ACTIONS[decision.action] for decision in decisions]
         model = bytes.fromhex(self._generator.model_hash)
         return Decisions(actions=actions, model=model if BY_FILE.intersection(actions) else b"")

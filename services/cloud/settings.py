@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from dekag.api.limits import check_topic
 from dekag.errors import InvalidInputError
+from dekag.generation.machine import TrainingMachine
 from services.common.addresses import listed
 from services.common.settings import DAY_S, MANY, YEAR_S, GeneratorSettings, ServiceSettings
 
@@ -186,7 +187,7 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
     )
 
 
-class DistillerSettings(KnowledgeSettings):
+class DistillerSettings(TrainingMachine, KnowledgeSettings):
     """Read from the environment, prefix ``DEKAG_``."""
 
     distill_threads: int = Field(
@@ -195,18 +196,6 @@ class DistillerSettings(KnowledgeSettings):
         le=1024,
         description="CPU threads of a distillation; 0 uses PyTorch's default. 1 leaves the other cores to "
         "the services.",
-    )
-    distill_micro_batch: int = Field(
-        0,
-        ge=0,
-        le=1024,
-        description="Upper limit of latents that the edge's denoiser reads at once in a training step: less "
-        "memory, the same result up to rounding. 0: the whole batch.",
-    )
-    gradient_checkpointing: bool = Field(
-        False,
-        description="Compute activations again in the backward pass instead of keeping them: less memory, "
-        "more time.",
     )
     job_max_s: int = Field(
         3600,

@@ -17,6 +17,7 @@ from pydantic_settings import (
 )
 
 from dekag.errors import InvalidInputError
+from dekag.generation.machine import Machine
 from dekag.makd.demand import DemandPolicy
 from services.common.addresses import Host, PublishedOn, RedisUrl, SpansTo
 from services.common.environment import PREFIX, filled
@@ -171,7 +172,7 @@ class CommonSettings(BaseSettings):
             raise SettingError(". ".join(wrong)) from None
 
 
-class ServiceSettings(CommonSettings):
+class ServiceSettings(Machine, CommonSettings):
     """Settings of a gRPC service that holds models."""
 
     profile: str = Field(
@@ -184,32 +185,6 @@ class ServiceSettings(CommonSettings):
         le=1024,
         description="CPU threads per model; 0 uses PyTorch's default. With 1, services that work at the same "
         "time do not share cores.",
-    )
-    device: str = Field(
-        "cpu",
-        description="Device of denoiser and autoencoder: cpu, cuda, cuda:N, mps, or auto, which takes what "
-        "is there and logs it. Codec and link always compute on the CPU.",
-    )
-    text_device: str = Field(
-        "",
-        description="Device of the text encoder: cpu, where a large one may stay, or as DEKAG_DEVICE, which "
-        "empty means as well. With DEKAG_OFFLOAD it must be empty.",
-    )
-    offload: bool = Field(
-        False,
-        description="Keep the parts of a generator in main memory and move each to the CUDA device only "
-        "while it computes: less memory there, more time. The edge that a distillation trains stays there.",
-    )
-    keep_text_encoder: bool = Field(
-        True,
-        description="Keep the cloud's text encoder in memory. If false, it is loaded for new prompts and "
-        "dropped afterwards; the states of 256 prompts are kept.",
-    )
-    vae_dtype: Literal["", "float32", "bfloat16"] = Field(
-        "",
-        description="Number format of the autoencoder: float32, or bfloat16, which takes about half the "
-        "time on a processor with AVX-512 BF16 or AMX and changes few pixels by more than a level. Empty: "
-        "as the profile says.",
     )
     max_queue: int = Field(
         64,
@@ -225,22 +200,11 @@ class ServiceSettings(CommonSettings):
     )
 
     def placement(self, *, keep_text_encoder: bool = True, trained: bool = False) -> Placement:
-        """Where models compute; SettingError if a device is not there. Imports torch.
-
-        A model that is trained stays on its device: offload moves parts for a forward pass alone.
-        """
-        from dekag.generation.placement import place
-
+        """Where models compute; SettingError if a device is not there. Imports torch."""
         try:
-            return place(
-                self.device,
-                text_device=self.text_device,
-                offload=self.offload and not trained,
-                keep_text_encoder=keep_text_encoder,
-                vae_dtype=self.vae_dtype,
-            )
+            return super().placement(keep_text_encoder=keep_text_encoder, trained=trained)
         except InvalidInputError as error:
-            raise SettingError(f"{PREFIX}{str(error).replace(error.field, error.field.upper(), 1)}") from None
+            raise SettingError(str(error)) from None
 
 
 class GeneratorSettings(ServiceSettings):

@@ -23,6 +23,7 @@ from services.proto.cloud_pb2 import (
     ACTION_DISTIL,
     ACTION_FILE,
     ACTION_UNSPECIFIED,
+    ACTION_UPDATE,
     ACTION_WAIT,
     DecideRequest,
     GetKnowledgeRequest,
@@ -47,7 +48,7 @@ class Choice:
     Attributes:
         updates: to draw with, sorted by topic.
         file_topics: topics for which the cloud sends its image as a file; empty: the edge draws.
-        model: hash of the cloud's model, with `file_topics`.
+        model: hash of the cloud's model, with `file_topics`; empty if the cloud decided for no file.
         sent_bytes: of the messages between cloud and edge that decided it.
     """
 
@@ -114,7 +115,7 @@ class Knowledge:
             if self._asks and request.sampling.adapter_scale == 1.0:
                 candidates = {**self._teachable, **triggers}
                 topics = await _matching(request.prompt, candidates, MAX_KNOWLEDGE, own)
-                return await self._decided(topics, known, base_hash) if topics else Choice([])
+                return await self._decided(topics, known, base_hash, request.owner) if topics else Choice([])
             fitting = {name: each for name, each in triggers.items() if known[name].base_hash == base_hash}
             topics = await _matching(request.prompt, triggers, len(triggers), own)
             _fitting(topics, known, base_hash)  # says which are skipped
@@ -140,9 +141,15 @@ class Knowledge:
         """
         return await self._updates.get(manifest.content_hash, partial(self._from_cloud, manifest))
 
-    async def _decided(self, topics: Sequence[str], known: Mapping[str, Manifest], base_hash: str) -> Choice:
-        """What the cloud decides for these topics; without the cloud, the updates that there are."""
-        message = DecideRequest(topics=topics)
+    async def _decided(
+        self, topics: Sequence[str], known: Mapping[str, Manifest], base_hash: str, owner: str
+    ) -> Choice:
+        """What the cloud decides for these topics; without the cloud, the updates that there are.
+
+        An update that the cloud has, but that this edge cannot use for the request, is replaced by a file:
+        the catalogue here may be some time behind.
+        """
+        message = DecideRequest(topics=topics, owner=owner)
         try:
             response = await clients.call(self._cloud.Decide, message, "cloud", timeout_s=self._timeout_s)
         except DekagError as error:
@@ -152,9 +159,13 @@ class Knowledge:
         # an action that only a newer cloud knows becomes what is done without it: use the update
         others = {None, ACTION_UNSPECIFIED, ACTION_DISTIL, ACTION_FILE, ACTION_WAIT}
         drawn = [topic for topic in topics if topic in known and actions.get(topic) not in others]
+        updates = _fitting(drawn, known, base_hash)
+        by_file = {topic for topic in topics if actions.get(topic) == ACTION_UPDATE}
+        by_file -= {each.topic for each in updates}
+        by_file |= {topic for topic in topics if actions.get(topic) in (ACTION_FILE, ACTION_DISTIL)}
         return Choice(
-            _fitting(drawn, known, base_hash),
-            [topic for topic in topics if actions.get(topic) in (ACTION_FILE, ACTION_DISTIL)],
+            updates,
+            [topic for topic in topics if topic in by_file],
             response.model,
             message.ByteSize() + response.ByteSize(),
         )

@@ -642,6 +642,7 @@ class EdgeServicer(DownlinkServicer):
             formats=[converters.FORMATS[name] for name in formats],
             on_long_prompt=converters.LONG_PROMPTS[request.on_long_prompt],
             topics=topics,
+            owner=request.owner if topics else None,
             sampling=converters.sampling_to_proto(request.sampling),
         )
         images: dict[int, GeneratedImage] = {}

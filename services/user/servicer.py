@@ -459,6 +459,8 @@ class UserServicer(UserBase):
         if report.HasField("picture") and (similarity := ssim(pixels, reference)) is not None:
             report.picture.ssim = similarity
         for name, metric in plugins.plugged_in("metric").items():
+            if min(reference.shape[:2]) < metric.smallest_side:
+                continue
             try:
                 # copies, as the code of a plug-in may write to them
                 report.scores[name] = float(metric.score(pixels[None].copy(), reference[None].copy())[0])

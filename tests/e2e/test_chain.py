@@ -53,11 +53,18 @@ def env(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Iterator[Stack]:
-    """A running chain; checks afterwards that nothing of it is left."""
-    metered = {"DEKAG_METRICS_PORT": str(free_ports(len(METERED)))}
-    with Stack(tmp_path_factory.mktemp("run"), free_ports=True, env=env | metered) as stack:
+@pytest.fixture(scope="module", params=["dummy_profile", "foreign_profile"])
+def stack(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]
+) -> Iterator[Stack]:
+    """A running chain of models like the embedded ones, or unlike them; checks that nothing of it is left."""
+    own = {
+        "DEKAG_PROFILE": str(request.getfixturevalue(request.param)),
+        "DEKAG_DATA_DIR": str(tmp_path_factory.mktemp("data")),
+        "DEKAG_SPANS_TO": str(tmp_path_factory.mktemp("spans") / "spans.jsonl"),
+        "DEKAG_METRICS_PORT": str(free_ports(len(METERED))),
+    }
+    with Stack(tmp_path_factory.mktemp("run"), free_ports=True, env=env | own) as stack:
         for _ in stack.wait_ready(600):
             pass
         yield stack

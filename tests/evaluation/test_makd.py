@@ -85,7 +85,12 @@ def test_the_page_says_what_the_upper_bound_gains(tmp_path: Path) -> None:
     assert (found["ceiling_gain"], found["near_ceiling_gain"]) == ("+50.0 %", "+47.5 %")
 
 
-def test_full_fine_tune_leaves_the_edge_as_it_was(study: MakdStudy) -> None:
+@pytest.mark.parametrize("models", ["dummy_profile", "foreign_profile"])
+def test_full_fine_tune_leaves_the_edge_as_it_was(
+    models: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    profile = with_evaluators(request.getfixturevalue(models), tmp_path / "profile")
+    study = MakdStudy(ModelBank(str(profile)), 2, 1, ResultStore(tmp_path))
     before = study.bank.edge.image("a red boat", 1)
     result = study.run(TopicTraining("rocket", dataclasses.replace(TINY, method="full")))
     assert list(result["rows"]) == ["16"]

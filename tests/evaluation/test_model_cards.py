@@ -54,6 +54,38 @@ def test_a_card_follows_every_training_and_none_is_written_without_one(tmp_path:
     assert f"# {KINDS['edge'][0]} of the profile own" in text
 
 
+def test_a_card_says_which_numbers_are_of_held_out_images(tmp_path: Path) -> None:
+    vae = tmp_path / "own" / "vae"
+    vae.mkdir(parents=True)
+    quality = {"pictures": 200, "psnr_db": 33.8, "held_out_latent_snr_db": 16, "share": 0.05, "encode_ms": 50}
+    (vae / "training.json").write_text(json.dumps({"command": "dekag train vae", "quality": quality}))
+    said = [line for line in card(vae).splitlines() if line.startswith("- ")]
+    assert said == [
+        "- command: `dekag train vae`",
+        "- held-out images: 200",
+        "- psnr db, on held-out images: 33.8",
+        "- latent snr db, on held-out images: 16",
+        "- trained parameters, of the codec's: 0.05",
+        "- time to encode an image, ms: 50",
+    ]
+
+
+def test_a_card_says_what_is_not_there_any_more(tmp_path: Path) -> None:
+    vae = tmp_path / "own" / "vae"
+    vae.mkdir(parents=True)
+    of_today = {"command": "dekag train vae --start mine", "quality": {"styles": {"comic": {}}}}
+    (vae / "training.json").write_text(json.dumps(of_today))
+    assert "- note: " not in card(vae)
+    start = "dekag train vae --start models/embedded/vae"
+    crops = {"command": start, "continues": {"command": "dekag train vae"}}
+    whole = {"command": start, "quality": {"styles": {"noir": {}}}, "continues": crops}
+    (vae / "training.json").write_text(json.dumps(whole))
+    notes = [line for line in card(vae).splitlines() if line.startswith("- note: ")]
+    assert len(notes) == 2
+    assert "the world no longer has noir" in notes[0]
+    assert "models/embedded/vae is not in the repository any more" in notes[1]
+
+
 def test_every_model_that_ships_has_its_card() -> None:
     for folder in Path("models").glob("*/*"):
         if folder.name in KINDS:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from dekag.cala.methods import cala_config
 from dekag.codec import JsccCodec
+from dekag.codec.jscc import BITS_PER_SYMBOL, modulation_for
 from dekag.evaluation.pages import Report, fill, read_rows, table
 from dekag.evaluation.registry import (
     EDITION,
@@ -249,9 +250,11 @@ def test_choices_on_the_page_of_the_paper_are_those_of_the_code() -> None:
     model = JsccCodec.load(profile.codec)
     codec, cala = model.config, cala_config(model, 1)
     low, high = SNR_RANGE_DB
+    assert codec.adaptive_modulation
+    finest = [2 ** BITS_PER_SYMBOL[modulation_for(snr_db)] for snr_db in (10.0, 0.0, -0.1)]
     for said in (
         f"{BLOCKS} blocks in {BANDWIDTH_HZ / 1e6:g} MHz",
-        f"{2**codec.bits_per_symbol}-QAM",
+        "{2}-QAM below a reported SNR of 0 dB, {1}-QAM below 10 dB, otherwise {0}-QAM".format(*finest),
         f"weight {COMMITMENT}",
         f"{codec.blocks} residual blocks of {codec.width} channels on each side",
         f"{distill.tokens} vectors",

@@ -32,6 +32,7 @@ from dekag.evaluation.studies.photos import (
 )
 from dekag.generation.images import FILE_FORMATS, MAX_SIDE, Pixels
 from dekag.link import LinkConditions
+from dekag.link.image_coding import SCALES
 from dekag.metrics.image import psnr_db
 from dekag.pictures import Picture, find_pictures
 from dekag.pipeline import PixelLink, SemanticLink
@@ -145,6 +146,13 @@ def test_a_ladder_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     again = measure_ladder((photo, "webp"), runs=tmp_path)
     assert first.sizes == again.sizes == sorted(first.sizes)
     assert (np.diff(first.values[:, 0]) > 0).all()
+
+
+def test_a_photograph_may_be_reduced_as_far_as_files_can_be(tmp_path: Path) -> None:
+    assert {scale for _, scale in photos.SETTINGS} == set(SCALES)
+    pixels = np.array(Image.fromarray(picture()).resize((272, 184)))
+    ladder = measure_ladder((Photograph("made", "test", pixels, (272, 184)), "webp"), runs=tmp_path)
+    assert ladder.settings[0][1] == SCALES[-1], "the smallest file"
 
 
 def test_capacity_sends_more_than_nothing_and_fading_costs() -> None:

@@ -1,12 +1,22 @@
-"""Test prompts: those of another subject fit every scene."""
+"""Test prompts: those of another subject fit every scene, and what is held out is as the pages say."""
 
 from __future__ import annotations
 
+import random
 import re
 
-from dekag.evaluation.prompts import edge_prompts, topic_prompts, wrong_prompts
-from dekag.stickers import EDGE_SUBJECTS, TOPICS
+from dekag.evaluation.prompts import (
+    edge_prompts,
+    held_out_combinations,
+    held_out_share,
+    topic_prompts,
+    wrong_prompts,
+)
+from dekag.stickers import EDGE_SUBJECTS, TOPICS, Scene
+from dekag.stickers.scene import colours_of
 from dekag.stickers.subjects import SUBJECT_BY_NAME
+from dekag.training.data import image_number
+from dekag.training.worlds import STICKERS
 
 
 def _subjects(prompt: str) -> set[str]:
@@ -30,3 +40,26 @@ def test_a_wrong_prompt_names_another_subject_that_the_edge_knows() -> None:
             assert _subjects(other) & set(EDGE_SUBJECTS)
     crowned = topic_prompts(TOPICS["crown"], 40)
     assert all("crown" in other for other in wrong_prompts(crowned)), "all but the subject stays"
+
+
+def test_combinations_are_counted_as_scenes_are_drawn() -> None:
+    counts = held_out_combinations()
+    assert set(counts) == set(EDGE_SUBJECTS)
+    assert all(0 < held_out < every for held_out, every in counts.values())
+    rng, draw = random.Random(2), STICKERS.scenes(cloud=False)
+    scenes = [draw(rng) for _ in range(20_000)]
+    held_out = {(each.subject, each.colour, each.setting) for each in scenes if each.held_out}
+    assert len(held_out) == sum(held_out for held_out, _ in counts.values())
+    assert abs(sum(each.held_out for each in scenes) / len(scenes) - held_out_share()) < 0.02
+
+
+def test_a_second_subject_may_stand_in_a_setting_that_is_held_out_for_it() -> None:
+    """Decision 19 says so, and how often."""
+    scenes = [image_number("train", n, STICKERS)[0] for n in range(8000)]
+    alone = [
+        Scene(pair.companion, colours_of(pair.companion)[0], pair.size, pair.position, pair.setting)
+        for pair in scenes
+        if pair.companion is not None
+    ]
+    assert not any(scene.held_out for scene in scenes)
+    assert 0.06 < sum(each.held_out for each in alone) / len(alone) < 0.14

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from dekag import plugins
-from dekag.errors import DekagError, FileError, InvalidInputError, NotFoundError
+from dekag.errors import DekagError, FileError, InvalidInputError, MismatchError, NotFoundError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.registry import record
 from dekag.evaluation.reports.end_to_end import FILES, REPORT
@@ -28,12 +28,14 @@ from dekag.evaluation.sweeps.table import link_name, table
 from dekag.generation.images import to_png
 from dekag.generation.side_information import SideInformation
 from dekag.link import LinkConditions, image_coding
+from dekag.metrics import Metric
 from dekag.metrics.features import ImageScorer
-from dekag.pipeline import SemanticLink
+from dekag.pictures import find_pictures
+from dekag.pipeline import PixelLink, SemanticLink
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from services.cli.main import app
-from tests.chain import with_evaluators, with_reading_codec
+from tests.chain import with_evaluators, with_reading_codec, without_pixel_codec
 from tests.encoders import tiny_encoders
 
 
@@ -239,6 +241,26 @@ def test_digital_expects_more_of_more_snr(profile: str, tmp_path: Path) -> None:
     assert np.mean(high["metrics"]["psnr_db"]) > np.mean(low["metrics"]["psnr_db"])
     assert high["backhaul_bytes"] > 0
     assert 0 < high["channel_uses"] <= 1024
+
+
+class FirstCall(Metric):
+    """Has a value for the images that it sees first: those that arrive, before those that are lost."""
+
+    name = "first-call"
+    calls = 0
+
+    def score(self, images: Any, references: Any) -> Any:
+        self.calls += 1
+        return np.full(len(images), 1.0 if self.calls == 1 else np.nan)
+
+
+def test_an_image_that_surely_arrives_has_the_metrics_of_what_is_shown(
+    profile: str, tmp_path: Path, plugging: None
+) -> None:
+    plugins.register(FirstCall)
+    fields = {"snr_db": [40], "links": [{"fading": "awgn"}], "cbr": ["1/6"], "metrics": ["first-call"]}
+    (row,) = run(grid(profile, deliveries=["digital-webp"], prompts=1, **fields), runs=tmp_path).rows
+    assert row["metrics"]["first-call"] == [1.0], "what is never shown has no value"
 
 
 def test_what_the_user_draws_meets_no_channel(profile: str, tmp_path: Path) -> None:
@@ -545,6 +567,42 @@ def test_a_sweep_measures_what_the_link_sends(profile: str, pictures: Path) -> N
         assert measured.metrics["psnr_db"][number] == pytest.approx(alone.psnr_db, abs=0.01)
 
 
+def test_pixels_are_sent_as_by_the_link_and_at_its_rates(
+    profile: str, pictures: Path, tmp_path: Path
+) -> None:
+    sweep = picture_grid(profile, pictures, deliveries=["pixels"], cbr=["1/6"])
+    (row, *_) = run(sweep, runs=tmp_path).rows
+    (point, *_) = sweep.points()
+    link = PixelLink.load(profile)
+    for number, file in enumerate(find_pictures(pictures).pictures):
+        seed = channel_seed(point, number)
+        alone = link.picture(file.read(), point.link, seed=seed, cbr=1 / 6)
+        assert row["metrics"]["psnr_db"][number] == pytest.approx(alone.psnr_db, abs=0.01)
+    assert row["channel_uses"] == pytest.approx(np.mean([200 * 60, 64 * 64, 5 * 4]) / 2)
+    assert run(sweep, runs=tmp_path).measured == 0
+
+
+def test_points_of_pixels_depend_on_their_codec_and_no_others_do(
+    profile: str, pictures: Path, tmp_path: Path
+) -> None:
+    other = changed(profile, tmp_path / "other").profile_name
+    (weights,) = Path(load_profile(other).pixel_codec or "").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    fields = {"deliveries": ["pixels", "unaligned"], "snr_db": [0]}
+    here, there = (picture_grid(name, pictures, **fields).points() for name in (profile, other))
+    assert here[0].pixel_codec != there[0].pixel_codec
+    assert "pixel_codec" not in here[1].model_dump(mode="json")
+    evaluator = Evaluator(ModelBank(profile), ResultStore(tmp_path))
+    with pytest.raises(MismatchError, match="another codec of pixels"):
+        evaluator.measure(here[0].model_copy(update={"pixel_codec": "x"}))
+
+
+def test_a_profile_without_a_codec_of_pixels_is_named(profile: str, pictures: Path, tmp_path: Path) -> None:
+    without = str(without_pixel_codec(Path(profile), tmp_path / "without"))
+    with pytest.raises(NotFoundError, match="without names no pixel_codec"):
+        picture_grid(without, pictures, deliveries=["pixels"]).points()
+
+
 def test_a_picture_as_a_file_is_an_expectation(profile: str, pictures: Path, tmp_path: Path) -> None:
     sweep = picture_grid(
         profile, pictures, deliveries=["digital-jpeg"], snr_db=[-20, 30], links=[{"fading": "awgn"}]
@@ -553,6 +611,30 @@ def test_a_picture_as_a_file_is_an_expectation(profile: str, pictures: Path, tmp
     assert lost["channel_uses"] == 0
     assert sent["metrics"]["psnr_db"][0] > lost["metrics"]["psnr_db"][0]
     assert 0 < sent["channel_uses"] <= 200 * 60 * 3 / 96
+
+
+class Careless(Metric):
+    """The contrast that is left; has no value without any. It writes to what it scores."""
+
+    name = "careless"
+
+    def score(self, images: Any, references: Any) -> Any:
+        with np.errstate(invalid="ignore"):
+            shares = images.std(axis=(1, 2, 3)) / np.where(np.ptp(images, axis=(1, 2, 3)), 1, np.nan)
+        images[:], references[:] = 0, 0
+        return shares
+
+
+def test_a_picture_that_surely_arrives_has_the_metrics_of_what_is_shown(
+    profile: str, pictures: Path, tmp_path: Path, plugging: None
+) -> None:
+    plugins.register(Careless)
+    fields = {"deliveries": ["digital-jpeg"], "snr_db": [40], "links": [{"fading": "awgn"}], "cbr": ["1/6"]}
+    alone = run(picture_grid(profile, pictures, **fields, metrics=["psnr_db"]), runs=tmp_path)
+    both = run(picture_grid(profile, pictures, **fields, metrics=["careless", "psnr_db"]), runs=tmp_path)
+    (row,) = both.rows
+    assert row["metrics"]["psnr_db"] == alone.rows[0]["metrics"]["psnr_db"], "nothing was written to"
+    assert all(row["metrics"]["careless"][:2]), "grey, which has no value, is never shown"
 
 
 def test_keys_of_pictures_follow_their_contents_and_others_stay(
@@ -577,6 +659,7 @@ def test_keys_of_pictures_follow_their_contents_and_others_stay(
         ({"metrics": ["probe"]}, "generated images only"),
         ({"pictures": {"path": "x", "count": 0}}, "greater than or equal to 1"),
         ({"pictures": None}, "autoencoder: is for pictures only"),
+        ({"pictures": None, "deliveries": ["pixels"]}, "pixels: is for pictures only"),
     ],
 )
 def test_pictures_and_prompts_do_not_mix(

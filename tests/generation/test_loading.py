@@ -91,18 +91,24 @@ def test_the_noise_of_a_seed_does_not_depend_on_the_number_format(profile: Profi
     assert torch.equal(generator._noise([5, 6], 64, 64)[:1], expected)
 
 
-@pytest.mark.parametrize("role", ["cloud", "edge"])
-def test_a_text_encoder_on_demand_reads_alike_and_leaves(
-    profile: Profile, role: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loaded: list[str] = []
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the components that are loaded alone from now on."""
+    names: list[str] = []
     whole = loading.load_component
 
     def counted(model: GeneratorProfile, name: str) -> Any:
-        loaded.append(name)
+        names.append(name)
         return whole(model, name)
 
     monkeypatch.setattr(loading, "load_component", counted)
+    return names
+
+
+@pytest.mark.parametrize("role", ["cloud", "edge"])
+def test_a_text_encoder_on_demand_reads_alike_and_leaves(
+    profile: Profile, role: Any, loaded: list[str]
+) -> None:
     kept = Generator.from_profile(profile, role)
     away = Generator.from_profile(profile, role, place(keep_text_encoder=False))
     assert away.pipeline.text_encoder is None
@@ -116,16 +122,8 @@ def test_a_text_encoder_on_demand_reads_alike_and_leaves(
 
 
 def test_as_many_prompts_are_read_in_advance_as_are_kept(
-    profile: Profile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    profile: Profile, monkeypatch: pytest.MonkeyPatch, loaded: list[str], tmp_path: Path
 ) -> None:
-    loaded: list[str] = []
-    whole = loading.load_component
-
-    def counted(model: GeneratorProfile, name: str) -> Any:
-        loaded.append(name)
-        return whole(model, name)
-
-    monkeypatch.setattr(loading, "load_component", counted)
     monkeypatch.setattr("dekag.generation.prompts._KNOWN_MOST", 4)
     away = Generator.from_profile(profile, "cloud", place(keep_text_encoder=False))
     prompts = [f"{count} boats" for count in range(8)]

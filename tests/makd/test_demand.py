@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import pytest
 from hypothesis import example, given, settings
@@ -89,8 +90,8 @@ def test_a_load_is_replayed_with_each_policy() -> None:
 
 def test_an_image_of_two_topics_is_drawn_once_both_are_taught() -> None:
     both = [ImageDemand(("neon", "snail"), image, FILE) for image in "abcdefgh"]
-    # neon's update is sent with the fourth image, from which on all files count for snail alone
-    spent = [400, 800, 1200, 2100, 3100, 3100, 3100, 3100]
+    # from the fourth image on, all files count for snail alone; the fifth is drawn with both updates
+    spent = [400, 800, 1200, 1600, 3100, 3100, 3100, 3100]
     assert replay("auto", both, {"neon": 500, "snail": 1000}) == spent
 
 
@@ -109,6 +110,45 @@ def test_the_rule_takes_less_than_twice_the_best_choice_and_a_file(
     assert best <= auto < 2 * best + max(sizes)
     for policy in ("never", "always"):
         assert best <= replay(policy, load, {"neon": update})[-1]
+
+
+def test_the_choice_for_each_topic_alone_is_not_the_best_one_for_pairs() -> None:
+    both = [ImageDemand(("neon", "snail"), image, FILE) for image in "abcdefgh"]
+    updates = {"neon": 100, "snail": 1700}
+    # snail's update is dearer than its half of 8 files, so all images are files and neon's is never sent
+    assert replay("hindsight", both, updates)[-1] == 8 * FILE
+    assert replay("always", both, updates)[-1] == 1800
+
+
+def best_bytes(load: list[ImageDemand], updates: dict[str, int]) -> float:
+    """The least that any choice of topics to teach would have taken."""
+    files = {each.image: each for each in load}.values()
+
+    def taken(taught: set[str]) -> float:
+        sent = sum(each.file_bytes for each in files if not taught.issuperset(each.topics))
+        return sent + sum(updates[topic] for topic in taught)
+
+    choices = [set(some) for n in range(len(updates) + 1) for some in combinations(updates, n)]
+    return min(map(taken, choices))
+
+
+@given(
+    st.lists(st.integers(0, 11), min_size=1, max_size=60),
+    st.lists(st.integers(1, 5000), min_size=3, max_size=3),
+    st.lists(st.integers(1, 3000), min_size=12, max_size=12),
+)
+@example([0] * 5 + list(range(12)), [100, 1700, 1700], [400] * 12)
+@settings(max_examples=60, deadline=None)
+def test_with_pairs_of_topics_the_rule_takes_less_than_twice_the_best_and_a_file_of_each(
+    images: list[int], sizes: list[int], files: list[int]
+) -> None:
+    updates = dict(zip("abc", sizes, strict=True))
+    prompts = [tuple(dict.fromkeys("abc"[i % 3] for i in (n, n + n // 3))) for n in range(12)]  # one or two
+    load = [ImageDemand(prompts[n], str(n), files[n]) for n in images]
+    best = best_bytes(load, updates)
+    taken = {policy: replay(policy, load, updates)[-1] for policy in REPLAYED}
+    assert best <= min(taken[policy] for policy in ("auto", "always", "never", "hindsight"))
+    assert taken["auto"] < 2 * best + len(updates) * max(files)
 
 
 def test_where_one_curve_falls_below_the_other_for_good() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import pytest_asyncio
 import torch
 from redis.asyncio import Redis
 
@@ -20,6 +21,7 @@ from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError, MismatchError, NumericalError, UnavailableError
 from dekag.generation.images import from_bytes
 from dekag.link import LinkConditions
+from dekag.profile import Profile, load_profile
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.cloud.servicer import CloudServicer
@@ -38,10 +40,47 @@ from services.proto.user_pb2 import ReceivedImage
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
-from tests.chain import Start, start_chain
+from tests.chain import Chain, Start, latent_channels, running_chain, start_chain
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 Connect = Callable[[str], Any]
+
+
+@pytest.fixture(scope="module", params=["dummy_profile", "foreign_profile"])
+def profile(request: pytest.FixtureRequest) -> Path:
+    """Every test runs with models like the embedded ones, and with models unlike them."""
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="module")
+def models(profile: Path) -> Profile:
+    return load_profile(profile)
+
+
+@pytest.fixture(scope="module")
+def most(profile: Path, models: Profile) -> int:
+    """The most symbols that the codec sends of an image of the profile's size."""
+    side = models.size // 8
+    return int(JsccCodec.load(models.codec).max_channel_uses((latent_channels(profile), side, side)))
+
+
+@pytest.fixture(scope="module")
+def redis_url(new_database: Callable[[], str]) -> str:
+    """Each profile's chain has a database of its own."""
+    return new_database()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def chain(own_data: None, profile: Path, redis_url: str) -> AsyncIterator[Chain]:
+    async with running_chain(profile, redis_url) as chain:
+        yield chain
+
+
+@pytest.fixture
+def asked(asked: DeliveryRequest, models: Profile) -> DeliveryRequest:
+    """A plain semantic request for an image of the profile's size."""
+    return replace(asked, width=models.size, height=models.size)
 
 
 @pytest.fixture(autouse=True)
@@ -101,13 +140,13 @@ async def test_other_seed_other_bits_concurrent_requests_do_not_mix(
     assert len(set(alone)) == len(many)
 
 
-async def test_semantic_report(chain: Any, asked: DeliveryRequest) -> None:
+async def test_semantic_report(chain: Any, asked: DeliveryRequest, models: Profile) -> None:
     image = await receive(chain.user, asked)
     report = image.report
-    assert from_bytes(image.png).shape == (128, 128, 3)
+    assert from_bytes(image.png).shape == (models.size, models.size, 3)
     assert report.decoded
     assert report.seed == asked.seed
-    assert (report.channel_uses, report.cbr) == (512, 1 / 96)
+    assert (report.channel_uses, report.cbr) == (asked.source_values // 96, 1 / 96)
     assert converters.link_from_proto(report.link) == asked.link
     assert report.no == pytest.approx(10**-1.5)
     gains = np.frombuffer(report.gains, "<c8")
@@ -142,7 +181,12 @@ async def test_traffic_is_what_was_sent_without_the_reference(
     sent["cloud-edge"] = 0
     if delivery == "conventional":
         generate = GenerateRequest(
-            prompt=asked.prompt, seeds=[asked.seed], width=128, height=128, formats=[2], on_long_prompt=1
+            prompt=asked.prompt,
+            seeds=[asked.seed],
+            width=asked.width,
+            height=asked.height,
+            formats=[2],
+            on_long_prompt=1,
         )
         webp = [answer async for answer in chain.cloud.Generate(generate)]
         asks = len(generate.SerializeToString()) + measure
@@ -166,7 +210,7 @@ async def test_conventional_over_a_good_link_loses_what_webp_loses(
     report = first.report
     assert report.decoded
     assert report.coding.payload_bytes == len(webp.image)
-    assert report.cbr == report.channel_uses / (3 * 128 * 128)
+    assert report.cbr == report.channel_uses / asked.source_values
     assert 10 < report.psnr_db < 100
     assert set(report.model_hashes) == {"cloud"}
     assert stages(second) == [
@@ -207,9 +251,9 @@ async def test_conventional_that_does_not_decode_still_reports(chain: Any, asked
 
 @pytest.mark.parametrize("delivery", ["semantic", "conventional"])
 async def test_user_at_the_edge_has_an_ideal_channel(
-    chain: Any, start: Start, connect: Connect, asked: DeliveryRequest, dummy_profile: Path, delivery: str
+    chain: Any, start: Start, connect: Connect, asked: DeliveryRequest, profile: Path, delivery: str
 ) -> None:
-    user = await start_user(start, connect, dummy_profile, chain.addresses["edge"])
+    user = await start_user(start, connect, profile, chain.addresses["edge"])
     asked = replace(asked, delivery=delivery, link=LinkConditions(snr_db=-20))
     image = await receive(user, asked)
     assert image.report.decoded
@@ -220,7 +264,7 @@ async def test_user_at_the_edge_has_an_ideal_channel(
 
 
 async def test_two_channels_draw_apart_and_add_up(
-    chain: Any, start: Start, connect: Connect, asked: DeliveryRequest, dummy_profile: Path
+    chain: Any, start: Start, connect: Connect, asked: DeliveryRequest, profile: Path
 ) -> None:
     second = await start_channel(start, chain.addresses["channel"])
     request = converters.request_to_proto(asked)
@@ -229,7 +273,7 @@ async def test_two_channels_draw_apart_and_add_up(
     assert len(twice.states) == 2
     assert twice.states[0] == once.states[0]
     assert twice.states[1].gains != once.states[0].gains
-    user = await start_user(start, connect, dummy_profile, second)
+    user = await start_user(start, connect, profile, second)
     image = await receive(user, asked)
     assert image.report.no == pytest.approx(2 * 10**-1.5)
     assert [hop.hop for hop in image.report.hops] == [
@@ -257,19 +301,24 @@ async def test_the_channel_is_transparent_to_what_it_carries(chain: Any, asked: 
     assert torch.equal(louder.symbols, sent.symbols), "the edge sends the same into every channel"
 
 
-@pytest.mark.parametrize("cbr", [1e-9, 513 / 49152, 1 / 48])
+@pytest.mark.parametrize("excess", [0, 1, 512])
 async def test_a_rate_the_codec_has_not_is_named_at_the_far_end(
-    chain: Any, asked: DeliveryRequest, cbr: float
+    chain: Any, asked: DeliveryRequest, most: int, excess: int
 ) -> None:
+    cbr = (most + excess) / asked.source_values if excess else 1e-9
     with pytest.raises(InvalidInputError) as caught:
         await receive(chain.user, replace(asked, cbr=cbr))
     assert caught.value.field == "link.cbr"
-    assert caught.value.allowed == "between 2.03e-05 and 0.0104167 for this size and codec"
+    lowest, highest = 1 / asked.source_values, most / asked.source_values
+    assert caught.value.allowed == f"between {lowest:.3g} and {highest:.6g} for this size and codec"
 
 
-@pytest.mark.parametrize("channel_uses", [1, 7, 64, 511])
-async def test_any_rate_the_codec_has_works(chain: Any, asked: DeliveryRequest, channel_uses: int) -> None:
-    image = await receive(chain.user, replace(asked, cbr=channel_uses / 49152))
+@pytest.mark.parametrize("fewer", [0, 1, 64, None])
+async def test_any_rate_the_codec_has_works(
+    chain: Any, asked: DeliveryRequest, most: int, fewer: int | None
+) -> None:
+    channel_uses = 1 if fewer is None else most - fewer
+    image = await receive(chain.user, replace(asked, cbr=channel_uses / asked.source_values))
     assert image.report.channel_uses == channel_uses
 
 
@@ -303,10 +352,10 @@ async def test_chain_works_without_redis(
     connect: Connect,
     chain: Any,
     asked: DeliveryRequest,
-    dummy_profile: Path,
+    profile: Path,
     closed_port: int,
 ) -> None:
-    addresses = await start_chain(start, dummy_profile, f"redis://127.0.0.1:{closed_port}/0")
+    addresses = await start_chain(start, profile, f"redis://127.0.0.1:{closed_port}/0")
     user = UserStub(connect(addresses["user"]))
     images = [await receive(user, asked) for _ in range(2)]
     assert images[0].png == images[1].png == (await receive(chain.user, asked)).png
@@ -318,8 +367,10 @@ async def test_a_spoiled_cache_entry_is_drawn_anew(
 ) -> None:
     before = await receive(chain.user, asked)
     async with Redis.from_url(redis_url) as redis:
-        for key in await redis.keys("dekag:latent:*"):
-            await redis.set(key, b"\x00\x00\xc0\x7f" * 1024)
+        keys = await redis.keys("dekag:latent:*")
+        assert keys
+        for key in keys:
+            await redis.set(key, b"\x00\x00\xc0\x7f" * (len(await redis.get(key)) // 4))
     after = await receive(chain.user, asked)
     assert after.png == before.png
     assert not after.report.cached
@@ -340,38 +391,38 @@ async def test_a_spoiled_image_in_the_cache_is_drawn_anew(chain: Any, redis_url:
 
 
 async def test_another_codec_is_refused(
-    chain: Any, start: Start, connect: Connect, asked: DeliveryRequest, dummy_profile: Path, tmp_path: Path
+    chain: Any, start: Start, connect: Connect, asked: DeliveryRequest, profile: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
-    shutil.copytree(dummy_profile, other)
+    shutil.copytree(profile, other)
     torch.manual_seed(99)
-    JsccCodec(width=8, blocks=1).save_pretrained(other / "codec")
+    JsccCodec(latent_channels=latent_channels(profile), width=8, blocks=1).save_pretrained(other / "codec")
     user = await start_user(start, connect, other, chain.addresses["channel"])
     with pytest.raises(MismatchError, match="codec"):
         await receive(user, asked)
 
 
 async def test_conventional_without_a_cloud_is_unavailable_semantic_is_not(
-    start: Start, connect: Connect, asked: DeliveryRequest, dummy_profile: Path, closed_port: int
+    start: Start, connect: Connect, asked: DeliveryRequest, profile: Path, closed_port: int
 ) -> None:
     settings = EdgeSettings(
-        port=0, redis_url="", profile=str(dummy_profile), cloud_address=f"127.0.0.1:{closed_port}"
+        port=0, redis_url="", profile=str(profile), cloud_address=f"127.0.0.1:{closed_port}"
     )
     edge = await start(EdgeServicer(settings), add_DownlinkServicer_to_server, settings)
-    user = await start_user(start, connect, dummy_profile, await start_channel(start, edge))
+    user = await start_user(start, connect, profile, await start_channel(start, edge))
     assert (await receive(user, asked)).png
     with pytest.raises(UnavailableError, match="cloud service cannot be reached"):
         await receive(user, replace(asked, delivery="conventional"))
 
 
 async def test_a_cloud_that_restarts_is_found_again(
-    start: Start, connect: Connect, dummy_profile: Path, closed_port: int, tmp_path: Path
+    start: Start, connect: Connect, profile: Path, closed_port: int, tmp_path: Path
 ) -> None:
     stub = CloudStub(connect(f"127.0.0.1:{closed_port}"))
     request = GenerateRequest(prompt="an owl", seeds=[1], width=64, height=64, formats=[1])
     with pytest.raises(UnavailableError):
         [a async for a in clients.stream(stub.Generate, request, "cloud")]
-    settings = CloudSettings(port=closed_port, redis_url="", profile=str(dummy_profile), data_dir=tmp_path)
+    settings = CloudSettings(port=closed_port, redis_url="", profile=str(profile), data_dir=tmp_path)
     await start(CloudServicer(settings), add_CloudServicer_to_server, settings)
     for _ in range(40):
         try:
@@ -383,14 +434,14 @@ async def test_a_cloud_that_restarts_is_found_again(
 
 
 async def test_cancelled_generation_stops_early(
-    start: Any, connect: Any, asked: DeliveryRequest, dummy_profile: Path, tmp_path: Path
+    start: Any, connect: Any, asked: DeliveryRequest, profile: Path, tmp_path: Path
 ) -> None:
-    profile = tmp_path / "profile"
-    shutil.copytree(dummy_profile, profile)
-    described = json.loads((profile / "profile.json").read_text())
+    slow = tmp_path / "profile"
+    shutil.copytree(profile, slow)
+    described = json.loads((slow / "profile.json").read_text())
     described["edge"]["steps"] = 100
-    (profile / "profile.json").write_text(json.dumps(described))
-    settings = EdgeSettings(port=0, redis_url="", profile=str(profile), cloud_address="127.0.0.1:1")
+    (slow / "profile.json").write_text(json.dumps(described))
+    settings = EdgeSettings(port=0, redis_url="", profile=str(slow), cloud_address="127.0.0.1:1")
     servicer = EdgeServicer(settings)
     edge = DownlinkStub(connect(await start(servicer, add_DownlinkServicer_to_server, settings)))
     scheduler = servicer._generator.generator.pipeline.scheduler
@@ -419,12 +470,12 @@ def spoil(module: Any) -> None:
 
 
 async def test_a_model_that_is_not_finite_is_told_with_seed_stage_and_hash(
-    start: Start, connect: Connect, asked: DeliveryRequest, dummy_profile: Path
+    start: Start, connect: Connect, asked: DeliveryRequest, profile: Path
 ) -> None:
-    settings = EdgeSettings(port=0, redis_url="", profile=str(dummy_profile), cloud_address="127.0.0.1:1")
+    settings = EdgeSettings(port=0, redis_url="", profile=str(profile), cloud_address="127.0.0.1:1")
     servicer = EdgeServicer(settings)
     edge = await start(servicer, add_DownlinkServicer_to_server, settings)
-    own = UserSettings(port=0, redis_url="", profile=str(dummy_profile), downlink_address=edge)
+    own = UserSettings(port=0, redis_url="", profile=str(profile), downlink_address=edge)
     receiver = UserServicer(own)
     user = UserStub(connect(await start(receiver, add_UserServicer_to_server, own)))
     generator, sender, codec = servicer._generator.generator, servicer._codecs.base, receiver._codecs.base
@@ -446,9 +497,9 @@ async def test_a_model_that_is_not_finite_is_told_with_seed_stage_and_hash(
 
 
 async def test_a_cloud_that_is_not_finite_is_told_too(
-    start: Start, connect: Connect, dummy_profile: Path, tmp_path: Path
+    start: Start, connect: Connect, profile: Path, tmp_path: Path
 ) -> None:
-    settings = CloudSettings(port=0, redis_url="", profile=str(dummy_profile), data_dir=tmp_path)
+    settings = CloudSettings(port=0, redis_url="", profile=str(profile), data_dir=tmp_path)
     servicer = CloudServicer(settings)
     cloud = CloudStub(connect(await start(servicer, add_CloudServicer_to_server, settings)))
     request = GenerateRequest(prompt="an owl", seeds=[5], width=64, height=64, formats=[2])

@@ -108,18 +108,12 @@ async def _size(client: httpx2.AsyncClient, **fields: Any) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny models that differ from the shipped ones in everything that a real pipeline may differ in."""
-    return save_dummy_models(tmp_path_factory.mktemp("foreign"), like=FOREIGN)
-
-
-@pytest.fixture(scope="module")
 def other_way_round(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, with the kinds of edge and cloud exchanged."""
+    """The models of `foreign_profile`, with the kinds of edge and cloud exchanged."""
     return save_dummy_models(tmp_path_factory.mktemp("exchanged"), like=OTHER_WAY_ROUND)
 
 
-BOTH = pytest.mark.parametrize("kind", ["foreign", "other_way_round"])
+BOTH = pytest.mark.parametrize("kind", ["foreign_profile", "other_way_round"])
 
 
 @BOTH
@@ -143,10 +137,10 @@ async def test_a_foreign_profile_goes_through_the_whole_chain(
 
 @pytest.mark.asyncio(loop_scope="session")
 async def test_an_image_file_too_large_for_the_link_is_refused_with_its_size(
-    foreign: Path, redis_url: str, own_data: None, monkeypatch: pytest.MonkeyPatch
+    foreign_profile: Path, redis_url: str, own_data: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dekag.profile.Profile.largest_file", 900)
-    async with running_chain(foreign, redis_url) as chain, serving_chain(chain, redis_url) as client:
+    async with running_chain(foreign_profile, redis_url) as chain, serving_chain(chain, redis_url) as client:
         body = {"prompt": "a boat", "seed": 1, "delivery": "conventional", "image_format": "jpeg"}
         answer = await client.post("/v1/images/generations", json=body)
     assert answer.status_code == 422
@@ -161,7 +155,7 @@ def test_a_foreign_profile_is_distilled_in_its_own_latents(
     models = load_profile(request.getfixturevalue(kind))
     cloud, edge = (Generator.from_profile(models, role) for role in ("cloud", "edge"))
     latents, side = edge.latents(LONG, 1), FOREIGN.size
-    channels = {"foreign": FOREIGN, "other_way_round": OTHER_WAY_ROUND}[kind].edge.latent_channels
+    channels = {"foreign_profile": FOREIGN, "other_way_round": OTHER_WAY_ROUND}[kind].edge.latent_channels
     assert latents.shape == (1, channels, side // 8, side // 8)
     config = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=1, tokens=1)
     prompts = [f"{LONG} {{1|2|3|4|5|6|7|8}}"]
@@ -188,10 +182,10 @@ def test_an_update_is_distilled_at_the_profiles_size(profile: Path, tmp_path: Pa
 
 
 def test_a_profiles_own_topic_is_distilled_and_swept_with_its_own_defaults(
-    foreign: Path, tmp_path: Path
+    foreign_profile: Path, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine"
-    with_evaluators(foreign, mine)
+    with_evaluators(foreign_profile, mine)
     (mine / "topics").mkdir()
     (mine / "topics" / "glow.yaml").write_text(
         'triggers: [glow, shine]\nprompts: ["a {red|blue|green} {cat|dog|cow} that {glows|shines}"]\n'

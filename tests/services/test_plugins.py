@@ -39,6 +39,7 @@ from services.gateway.converters import to_report
 from services.gateway.settings import GatewaySettings
 from services.proto.downlink_pb2_grpc import DownlinkStub
 from services.proto.user_pb2_grpc import UserStub
+from services.user import servicer
 from tests.chain import Start, start_chain
 from tests.profiles import PROFILE
 
@@ -100,6 +101,27 @@ async def test_a_metric_that_fails_costs_no_picture(chain: Any, faded: DeliveryR
     received = await clients.call(chain.user.Receive, converters.request_to_proto(faded), "user")
     assert received.png
     assert list(received.report.scores) == ["outlines"]
+
+
+class Choosy(Metric):
+    """Of images larger than those of the test."""
+
+    name = "choosy"
+    smallest_side = 129
+
+    def score(self, images: Any, references: Any) -> Any:
+        """Is never called."""
+        raise AssertionError("too small")
+
+
+async def test_a_metric_is_left_out_of_images_that_are_too_small_for_it(
+    chain: Any, faded: DeliveryRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins.register(Choosy)
+    failed: list[str] = []
+    monkeypatch.setattr(servicer._log, "exception", lambda event, **_: failed.append(event))
+    received = await clients.call(chain.user.Receive, converters.request_to_proto(faded), "user")
+    assert (dict(received.report.scores), failed) == ({}, [])
 
 
 async def test_rest_takes_a_plugged_in_name_and_nothing_else(chain: Any, faded: DeliveryRequest) -> None:

@@ -31,11 +31,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
+@pytest.fixture(scope="module", params=["dummy_profile", "foreign_profile"])
+def bare(request: pytest.FixtureRequest) -> Path:
+    """Every test runs with models like the embedded ones, and with models unlike them."""
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture(scope="module")
-def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    width = SideInformation.load(load_profile(dummy_profile).edge).width
+def profile(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    width = SideInformation.load(load_profile(bare).edge).width
     made = tmp_path_factory.mktemp("reading")
-    reading = with_reading_codec(dummy_profile, made / "it", text_width=width)
+    reading = with_reading_codec(bare, made / "it", text_width=width)
     return with_unaligned_codec(reading, made / "both")
 
 
@@ -114,7 +121,7 @@ async def test_what_an_update_taught_is_not_restored_away(
 
 async def test_restoration_is_refused_where_nobody_knows_how(
     reading: Chain,
-    dummy_profile: Path,
+    bare: Path,
     new_database: Callable[[], str],
     asked: DeliveryRequest,
     tmp_path: Path,
@@ -126,7 +133,7 @@ async def test_restoration_is_refused_where_nobody_knows_how(
     with pytest.raises(InvalidInputError, match=r"link\.restoration must be none with csi none"):
         await receive(reading, asked, restoration="denoiser", link=blind)
     with data_in(tmp_path):  # adapters that another test published are in the shared folder
-        async with running_chain(dummy_profile, new_database()) as chain:
+        async with running_chain(bare, new_database()) as chain:
             with pytest.raises(InvalidInputError, match=r"link\.restoration must be none: there is no"):
                 await receive(chain, asked, restoration="denoiser")
 
@@ -170,12 +177,12 @@ async def test_what_an_update_puts_into_the_edges_encoder_does_not_reach_the_cod
 
 async def test_a_codec_for_another_text_encoder_is_refused(
     own_data: None,
-    dummy_profile: Path,
+    bare: Path,
     new_database: Callable[[], str],
     tmp_path: Path,
     asked: DeliveryRequest,
 ) -> None:
-    other = with_reading_codec(dummy_profile, tmp_path / "other", text_width=5)
+    other = with_reading_codec(bare, tmp_path / "other", text_width=5)
     async with running_chain(other, new_database()) as chain:
         with pytest.raises(MismatchError, match="reads prompts in 5 numbers a token"):
             await receive(chain, asked)

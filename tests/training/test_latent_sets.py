@@ -385,7 +385,7 @@ def test_wrong_input_is_one_line_that_names_the_option(
         ([*codec[:3], "--latents", whole, "--start", tmp_path / "nowhere"], "--start", "holds no codec"),
         ([*codec, "--start", folder / "codec", "--width", 8], "--width", "cannot be used with --start"),
         ([*codec, "--latents", whole, "--start", dummy_profile / "codec"], "--start", "these have 16"),
-        ([*adapters[:1], "--device", "cpu", *out], "--device", "requires --latents"),
+        ([*adapters[:1], "--crop", 16, *out], "--crop", "requires --latents"),
         ([*adapters, "--calibrate-on", 17], "--calibrate-on", "at most 16"),
         ([*adapters, "--codec", tmp_path], "--codec", "holds no codec"),
         ([*adapters, "--codec", dummy_profile / "codec"], "--codec", "4 channels; these have 16"),

@@ -510,7 +510,7 @@ def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
 
     for arguments, said in (
         (["vae", "--profile", "nowhere"], "stickers"),
-        (["vae", "--device", "tpu"], "cpu or cuda"),
+        (["vae", "--device", "tpu"], "auto, cpu, cuda, cuda:N or mps"),
         (["vae", "--size", "100"], "multiple of 32"),
         (["edge", "--distil-guidance", "3"], "requires --start"),
         (["edge", "--size", "128"], "requires --out"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dekag.documents import read_json
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, figures_table, read_rows, table
+from dekag.evaluation.prompts import edge_prompts, held_out_combinations, held_out_share
 from dekag.evaluation.studies.baseline_models import COMMAND, FOLDER, accuracy
 from dekag.evaluation.studies.naming import FOLDER as NAMING
 from dekag.evaluation.studies.naming import JUDGED, MARKS
@@ -39,6 +41,22 @@ DRAWN = {
     "edge_known": ("edge, topics it knows", plots.BASE),
     "edge_heldout": ("edge, topics it never learned", plots.SECOND),
 }
+
+
+def values(results: Path) -> Mapping[str, str]:
+    """How narrow the test set is."""
+    counts = held_out_combinations()
+    shown = len(read_rows(results / FOLDER / "edge_known.jsonl"))
+    scenes = [scene for scene, _, _ in edge_prompts(shown) if scene is not None]
+    return {
+        "edge_subjects": str(len(counts)),
+        "edge_combinations": f"{sum(every for _, every in counts.values()):,}",
+        "held_out": str(sum(held_out for held_out, _ in counts.values())),
+        "held_out_once": str(sum(held_out == 1 for held_out, _ in counts.values())),
+        "held_out_share": f"{100 * held_out_share():.0f} %",
+        "shown": str(shown),
+        "shown_combinations": str(len({(each.subject, each.colour, each.setting) for each in scenes})),
+    }
 
 
 def attributes_plot(results: Path) -> Any:
@@ -90,6 +108,7 @@ def naming_table(results: Path) -> Lines:
 REPORT = Report(
     page="results-first-image.md",
     command=COMMAND,
+    values=values,
     tables={"figures": figures_table(KEYS), "steps": steps_table, "naming": naming_table},
     partial=True,
     plots={"attributes": attributes_plot},

@@ -12,6 +12,8 @@ import numpy as np
 from dekag.cala.methods import METHODS
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, read_rows, table
+from dekag.evaluation.prompts import edge_prompts, held_out_share
+from dekag.evaluation.registry import MISSING
 from dekag.evaluation.studies.cala import (
     BASELINES,
     BEYOND_DB,
@@ -59,26 +61,36 @@ def title(method: str) -> str:
     return METHODS[method].title if method in METHODS else method
 
 
+def setup(results: Path) -> Row:
+    """With what it was measured."""
+    (found,) = rows_of(results, "setup")
+    return found
+
+
 def values(results: Path) -> Mapping[str, str]:
     """How it was measured, and what the tables do not say."""
-    (setup,) = rows_of(results, "setup")
+    of = setup(results)
     methods = {row["method"]: row for row in rows_of(results, "methods")}
     gains = [row for row in rows_of(results, "gains") if row["over"] == STRONG and row["snr_db"] is not None]
     counts = ("shipped_steps", "steps", "codec_steps", "share_steps", "oracle_steps", "rendered", "drawn")
     found = {
-        "pictures": str(setup["pictures"]),
-        "structure_pictures": str(setup["structure_pictures"]),
-        **{name: f"{setup[name]:,}" for name in counts},
-        "precision": "bfloat16" if setup["bf16"] else "float32",
-        "trainings": "one seed" if setup["trainings"] == 1 else f"{setup['trainings']} seeds",
+        "pictures": str(of["pictures"]),
+        "structure_pictures": str(of["structure_pictures"]),
+        **{name: f"{of[name]:,}" for name in counts},
+        "precision": "bfloat16" if of["bf16"] else "float32",
+        "trainings": "one seed" if of["trainings"] == 1 else f"{of['trainings']} seeds",
         "channels": ", ".join(dict.fromkeys(row["channel"] for row in grid(results))),
         "worst_unseen": worst_unseen(rows_of(results, "unseen"))["condition"],
         "beyond": ", ".join(f"{snr:g}" for snr in BEYOND_DB),
         "rivals": ", ".join(title(name) for name in BASELINES if name in methods),
         "shown": ", ".join(title(name) for name in SHOWN_METHODS if name in methods),
+        "combinations": str(_combinations(of["pictures"])),
+        "held_out_share": f"{100 * held_out_share():.0f} %",
+        "lora_over_strong": _over_strong(methods, "lora"),
+        "equal_over_strong": _over_strong(methods, EQUAL if EQUAL in methods else "cala"),
     }
-    if setup["best"]:
-        found["best"] = title(setup["best"])
+    if of["best"]:
+        found["best"] = title(of["best"])
     for name, method in (("gates_worth", "cala-ungated"), ("prompt_worth", "cala-unprompted")):
         if method in methods:
             found[name] = _lead(methods[method])
@@ -89,11 +101,40 @@ def values(results: Path) -> Mapping[str, str]:
             "strong_columns": f"{sum(row['gain_db'] > 0 for row in columns)} of {len(columns)}",
             "strong_cells": f"{sum(row['gain_db'] > 0 for row in own)} of {len(own)}",
             "strong_least": f"{least['gain_db']:.2f} dB",
+            "strong_last": f"{columns[-1]['gain_db']:.2f} dB",
+            "strong_last_at": f"{columns[-1]['snr_db']:g} dB",
             "strong_least_at": f"CBR 1/{1 / least['cbr']:.0f} and {least['snr_db']:g} dB",
         }
     with contextlib.suppress(FileNotFoundError):
+        found |= _prompt_worth(rows_of(results, "prompts"))
+    with contextlib.suppress(FileNotFoundError):
         found["conditions"] = str(rows_of(results, "ceilings")[-1]["conditions"])
     return found
+
+
+def _combinations(pictures: int) -> int:
+    """Different combinations of subject, colour and setting of the images that are sent."""
+    scenes = [scene for scene, _, _ in edge_prompts(pictures) if scene is not None]
+    return len({(each.subject, each.colour, each.setting) for each in scenes})
+
+
+def _over_strong(methods: Mapping[str, Row], name: str) -> str:
+    """The gain of a method over the strong codec."""
+    if name not in methods or STRONG not in methods:
+        return MISSING
+    return f"{methods[name]['psnr_db'] - methods[STRONG]['psnr_db']:.2f} dB"
+
+
+def _prompt_worth(rows: list[Row]) -> dict[str, str]:
+    """What a withheld prompt costs, over all cells and at the lowest SNR."""
+    own = [row for row in rows if row["prompt"] == "withheld"]
+    lowest = min(row["snr_db"] for row in own)
+    at_lowest = [row["loss_db"] for row in own if row["snr_db"] == lowest]
+    return {
+        "prompt_mean": f"{np.mean([row['loss_db'] for row in own]):.1f} dB",
+        "prompt_lowest": f"{np.mean(at_lowest):.1f} dB",
+        "prompt_lowest_at": f"{lowest:g} dB",
+    }
 
 
 def _lead(row: Row) -> str:
@@ -281,7 +322,7 @@ def mismatch(results: Path) -> Lines:
 
 def rate_control(results: Path) -> Lines:
     """Requests for a quality."""
-    (setup,) = rows_of(results, "setup")
+    most_uses = setup(results)["most_channel_uses"]
     requests: dict[float, list[Row]] = {}
     for row in rows_of(results, "requests"):
         requests.setdefault(row["offset_db"], []).append(row)
@@ -299,7 +340,7 @@ def rate_control(results: Path) -> Lines:
                 f"{100 * kept:.0f} %",
                 f"{spare:.1f}",
                 f"{uses:.0f}",
-                f"{100 * uses / setup['most_channel_uses']:.0f} %",
+                f"{100 * uses / most_uses:.0f} %",
             ]
         )
     header = ["SNR told is off by", "requests", "promised", "kept", "dB to spare", "mean channel uses"]

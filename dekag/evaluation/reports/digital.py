@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from dekag.evaluation import plots
-from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
+from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, read_rows, table
+from dekag.evaluation.registry import MISSING, read_figures
+from dekag.evaluation.reports import cala, end_to_end
 from dekag.evaluation.studies.digital import COMMAND, FOLDER, RATES, USES
+from dekag.evaluation.studies.end_to_end import COMMAND as OVERALL
 
 COLUMNS = {
     "best-file": "whole file",
@@ -24,6 +28,9 @@ STYLES = {
     "best-harq": ("with HARQ", plots.FOURTH),
     "shannon-outage": ("Shannon bound", plots.BASE),
 }
+SHOWN_PLACE = (round(RATES[2], 6), 10.0)
+SHOWN_CHANNELS = {"awgn": "awgn", "rayleigh-1us": "rayleigh"}
+"""Channels of both alignments' grid: as they are called here and there."""
 SHOWN_CHANNEL, SHOWN_RATES = "rayleigh-1us", (RATES[0], RATES[2])
 
 
@@ -42,12 +49,49 @@ def values(results: Path) -> Mapping[str, str]:
     rows = leads(results)
     never = sum(row["channel_use_ratio"] is None for row in rows)
     losing = sum(row["lead_db"] < 0 for row in rows)
-    return {
+    found = {
         "cells": str(len(rows)),
         "losing_conditions": str(losing),
         "never": str(never),
         "most_uses": f"{USES[-1]:,}",
+        "images": MISSING,
+        "first_images": MISSING,
+        "unsent": MISSING,
     }
+    if lead := read_figures(results).get("digital_lead_db"):
+        found["images"] = str(lead["n"])
+    with contextlib.suppress(FileNotFoundError):
+        found["first_images"] = str(cala.setup(results)["pictures"])
+    with contextlib.suppress(FileNotFoundError):
+        found["unsent"] = f"{_overall(results, 'prompt-only-taught'):.2f}"
+    return found
+
+
+def _overall(results: Path, delivery: str, fading: str | None = None) -> float:
+    """Mean consistency of a delivery at the shown rate and SNR, where both alignments were measured."""
+    found = [
+        row["metrics"]["consistency"]
+        for row in end_to_end.points(results)
+        if (cell := row["cell"])["delivery"]["name"] == delivery
+        and fading in (None, cell["link"]["fading"])
+        and (round(cell["cbr"], 6), cell["link"]["snr_db"]) == SHOWN_PLACE
+    ]
+    if not found:
+        raise NotMeasuredError(OVERALL)
+    return float(np.mean(found))
+
+
+def senders_table(results: Path) -> Lines:
+    """Consistency of senders that maximise PSNR, or consistency, beside CALA and DeKA-g."""
+    here, lines = {_place(row): row for row in leads(results)}, []
+    for channel, fading in SHOWN_CHANNELS.items():
+        if (row := here.get((channel, *SHOWN_PLACE))) is None:
+            raise NotMeasuredError(COMMAND)
+        own = [row[f"{sender}_consistency"] for sender in ("digital", "semantic")]
+        others = [_overall(results, name, fading) for name in ("digital", "deka-g")]
+        lines.append([channel, *(f"{value:.3f}" for value in (*own, *others))])
+    header = ["sender that maximises PSNR", "CALA", "sender that maximises consistency, other images"]
+    return table(["consistency", *header, "DeKA-g, other images"], lines)
 
 
 def leads_table(results: Path) -> Lines:
@@ -67,7 +111,8 @@ def leads_table(results: Path) -> Lines:
         lines.append(
             [group, f"{lead:+.2f}", f"{over_harq:+.2f}", f"{consistency:+.3f}", f"{losing} of {len(own)}"]
         )
-    header = ["CALA's lead", "PSNR, dB", "over HARQ, dB", "consistency", "cells behind"]
+    consistency_of = "consistency, over a sender that maximises PSNR"
+    header = ["CALA's lead", "PSNR, dB", "over HARQ, dB", consistency_of, "cells behind"]
     return table(header, lines)
 
 
@@ -203,6 +248,7 @@ REPORT = Report(
             ]
         ),
         "leads": leads_table,
+        "senders": senders_table,
         "psnr": psnr_tables,
         "failures": failures,
         "decoded": decoded,

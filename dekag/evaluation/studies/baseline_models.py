@@ -135,11 +135,12 @@ def accuracy(rows: Sequence[Row]) -> tuple[float, list[float] | None]:
 def record_accuracy(name: str, rows: Sequence[Row], results: Path) -> None:
     """The figures of the rows of `probe_accuracy`."""
     outlined = [row for row in rows if "outline" in row]
-    found = {f"probe_{name}_accuracy": (sum(row["judged"] for row in rows), *accuracy(rows))}
+    judged = sum(row["judged"] for row in rows)
+    found = {f"probe_{name}_accuracy": (judged, accuracy(rows))}
     if outlined:
-        mean = _mean([100 * row["outline"] for row in outlined], outlined)
-        found[f"outline_{name}_agreement"] = (len(outlined), *mean)
-    for key, (count, mean, interval) in found.items():
+        agreement = _mean([100 * row["outline"] for row in outlined], outlined)
+        found[f"outline_{name}_agreement"] = (len(outlined), agreement)
+    for key, (count, (mean, interval)) in found.items():
         record(key, mean, "%", command=COMMAND, count=count, ci95=interval, results=results)
 
 

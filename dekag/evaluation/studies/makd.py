@@ -251,12 +251,7 @@ class MakdStudy:
         prompts = self.test_prompts(training.topic)
         references = self.references(training.topic, prompts)
         if trained.unet is not None:
-            base, self.bank.edge.pipeline.unet = self.bank.edge.pipeline.unet, trained.unet
-            drawn = [
-                self.bank.edge.latents(p, s, guidance_scale=config.guidance_scale) for _, p, s in prompts
-            ]
-            tuned = [self.bank.edge.decoder.decode(latents)[0] for latents in drawn]
-            self.bank.edge.pipeline.unet = base
+            tuned = self._tuned_images(trained.unet, prompts, config.guidance_scale)
             result["bytes"][str(config.bits)] = 2 * sum(p.numel() for p in trained.unet.parameters())
             result["rows"][str(config.bits)] = self.score_images(tuned, references, prompts)
             return result
@@ -271,6 +266,17 @@ class MakdStudy:
             result["bytes"][str(bits)] = coarse.size_bytes
             result["rows"][str(bits)] = self.score_images(aligned, references, prompts)
         return result
+
+    def _tuned_images(self, unet: Any, prompts: Sequence[Prompt], guidance_scale: float) -> list[Any]:
+        """The edge's images of `prompts` with another denoiser, in the number format of its own."""
+        edge = self.bank.edge
+        own = edge.pipeline.unet
+        edge.pipeline.unet = unet.to(own.dtype)  # full fine-tuning computes in float32
+        try:
+            drawn = [edge.latents(text, seed, guidance_scale=guidance_scale) for _, text, seed in prompts]
+        finally:
+            edge.pipeline.unet = own
+        return [edge.decoder.decode(latents)[0] for latents in drawn]
 
     def aligned_images(self, updates: Sequence[KnowledgeUpdate], prompts: Sequence[Prompt]) -> list[Any]:
         """The edge's images of `prompts` with `updates`."""

@@ -18,6 +18,7 @@ with it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +48,7 @@ from dekag.generation.models import LatentEncoder
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
 from dekag.link.conditions import LinkConditions
 from dekag.link.harq import send_with_harq
-from dekag.link.image_coding import decode, encode, ladders
+from dekag.link.image_coding import SCALES, decode, encode, ladders
 from dekag.link.mcs import INFORMATION_BITS, TABLE
 from dekag.link.outage import codeword_threshold
 from dekag.metrics.image import psnr_db
@@ -68,16 +69,8 @@ SEMANTIC, PIXELS = "semantic", "pixels"
 SNRS_OF = {SEMANTIC: (0.0, 10.0, 20.0), PIXELS: SNRS_DB}
 """The SNRs at which the links of a profile are measured, dB."""
 
-SETTINGS = tuple(
-    (quality, scale)
-    for scale, highest in (
-        (1, 100),
-        (2, 60),
-        (4, 40),
-    )  # a reduced image is worth no higher one
-    for quality in range(0, highest + 1, 4)
-)
-"""Qualities and scales of files: for HEVC, every second CRF."""
+SETTINGS = tuple(itertools.product(range(0, 101, 2), SCALES))
+"""Qualities and scales of files: for HEVC, every CRF. A reduced JPEG can be worth a high quality."""
 CURVE_SNR_DB = 10.0
 STRIP_CELLS = ((1 / 24, 10.0), (1 / 96, 0.0))
 STRIP_PHOTOS = ("coffee", "astronaut", "china")

@@ -10,7 +10,7 @@ which the sender expects the best consistency. What is measured is the expectati
 arriving; `psnr_db` is against the cloud's image.
 
 A picture of a user's own: every metric is against the picture. A digital sender goes by PSNR, and the
-receiver shows grey where nothing arrives.
+receiver shows grey where nothing arrives. The codec of pixels sends the picture as `dekag link` does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from dekag import plugins
 from dekag.cala.methods import AdaptedCodec
-from dekag.errors import InvalidInputError
+from dekag.errors import InvalidInputError, MismatchError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.prompts import Prompt, edge_prompts
 from dekag.evaluation.store import ResultStore
@@ -42,7 +42,14 @@ from dekag.evaluation.studies.digital import (
     mean_image,
     prepare_image_set,
 )
-from dekag.evaluation.sweeps.grid import DIGITAL, REFERENCE_METRICS, WORLD, EvaluationPoint, PictureSource
+from dekag.evaluation.sweeps.grid import (
+    DIGITAL,
+    PIXELS,
+    REFERENCE_METRICS,
+    WORLD,
+    EvaluationPoint,
+    PictureSource,
+)
 from dekag.generation.images import Pixels
 from dekag.generation.loading import folder_hash, pipeline_hash
 from dekag.generation.models import LatentEncoder
@@ -288,8 +295,10 @@ class Evaluator:
             self.score(point.metrics, each, images.pixels, images.pixels, prompts)
             for each in (np.stack(shown), fallback)
         )
+        # what never comes to be seen need not have a value
         found = {
-            name: np.where(arrives > 0, arrives * arrived[name], 0) + (1 - arrives) * lost[name]
+            name: np.where(arrives > 0, arrives * arrived[name], 0)
+            + np.where(arrives < 1, (1 - arrives) * lost[name], 0)
             for name in arrived
         }
         uses = float(np.mean([choice.uses for choice in choices]))
@@ -305,12 +314,17 @@ class Evaluator:
             seed = channel_seed(point, number)
             if point.delivery.codec in DIGITAL:
                 shown, channel_uses = self._as_file(point, picture)
+            elif point.delivery.codec == PIXELS:
+                shown, channel_uses = self._as_pixels(point, picture, seed)
             else:
                 pixels, channel_uses = self._as_tiles(point, picture, file.prompt, seed)
                 shown = [(1.0, pixels)]
             uses.append(channel_uses)
             for name in point.metrics:
-                scores = [chance * self._compared(name, each, picture.pixels) for chance, each in shown]
+                # what never comes to be seen need not have a value
+                scores = [
+                    chance * self._compared(name, each, picture.pixels) for chance, each in shown if chance
+                ]
                 found[name].append(sum(scores))
         return {name: np.array(values) for name, values in found.items()}, float(np.mean(uses))
 
@@ -333,7 +347,7 @@ class Evaluator:
         if point.delivery.codec == "autoencoder":
             return render_tiles(decoder, latents, tiling, seed), 0.0
         if (codec := self.bank.codecs.get(point.delivery.codec)) is None:
-            allowed = f"one of {', '.join([*self.bank.codecs, 'autoencoder', *DIGITAL])}"
+            allowed = f"one of {', '.join([*self.bank.codecs, 'autoencoder', PIXELS, *DIGITAL])}"
             raise InvalidInputError("codec", allowed, point.delivery.codec)
         link = SemanticLink(codec)
         texts = self.bank.texts(codec, [prompt])
@@ -350,6 +364,16 @@ class Evaluator:
             said = [prompt or ""] * tiling.count
             received = self._restored(codec, tiles, point.link, said, tiling.tile_values)
         return render_tiles(decoder, received, tiling, seed), float(rate.channel_uses)
+
+    def _as_pixels(
+        self, point: EvaluationPoint, picture: Picture, seed: int
+    ) -> tuple[list[tuple[float, Pixels]], float]:
+        """What is shown of a picture that the codec of pixels sends, with its chance; and channel uses."""
+        link = self.bank.pixel_link
+        if link.sender.codec.base_hash != point.pixel_codec:
+            raise MismatchError("the worker has another codec of pixels than where the sweep was started")
+        received = link.picture(picture, point.link, seed=seed, cbr=point.cbr)
+        return [(1.0, each) for each in (received.pixels,) if each is not None], float(received.channel_uses)
 
     def _as_file(self, point: EvaluationPoint, picture: Picture) -> tuple[list[tuple[float, Pixels]], float]:
         """What may be shown of a picture that is sent as a file, each with its chance; and channel uses."""
@@ -404,5 +428,6 @@ class Evaluator:
             found["probe"] = self.bank.probed(shown, prompts)
         for name in metrics:
             if name not in REFERENCE_METRICS:
-                found[name] = plugins.get("metric", name).score(shown, sent)
+                # copies, as the code of a plug-in may write to them
+                found[name] = plugins.get("metric", name).score(shown.copy(), sent.copy())
         return {name: found[name] for name in metrics}

@@ -32,9 +32,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from dekag import plugins
+from dekag.api.limits import MAX_CBR
 from dekag.documents import read_yaml
 from dekag.errors import InvalidInputError, NotFoundError
 from dekag.evaluation.store import content_key
+from dekag.generation.loading import folder_hash
 from dekag.link.conditions import LinkConditions
 from dekag.makd.topics import read_topics
 from dekag.pictures import PictureFolder, find_pictures
@@ -51,12 +53,19 @@ DIGITAL = {
 
 DIGITAL_VERSION = 2  # raised when the code changes what a digital sender picks
 
+PIXELS = "pixels"
+"""The delivery by the profile's codec of pixels, without an autoencoder."""
+
+PICTURES_ONLY = ("autoencoder", PIXELS)
+"""Codecs that send no generated images."""
+
 Codec = Literal[
     "unaligned",
     "base",
     "adapters",
     "prompt",
     "autoencoder",
+    "pixels",
     "digital",
     "digital-webp",
     "digital-avif",
@@ -85,8 +94,9 @@ class Delivery(BaseModel):
         description="unaligned: the codec of unaligned deliveries. base: the codec that the profile's "
         "adapters adapt, without them. adapters: with them, CALA. prompt: nothing is sent; the user's device "
         "has the edge's model and draws from prompt and seed. autoencoder: latents arrive unharmed, the "
-        "limit of all semantic deliveries; pictures only. digital, digital-webp, digital-avif, digital-jpeg: "
-        "the cloud's image, or the picture, as a file over LDPC and QAM.",
+        "limit of all semantic deliveries; pictures only. pixels: the profile's codec of pixels, without an "
+        "autoencoder; pictures only. digital, digital-webp, digital-avif, digital-jpeg: the cloud's image, "
+        "or the picture, as a file over LDPC and QAM.",
     )
 
     restoration: bool = Field(
@@ -118,6 +128,7 @@ DELIVERIES: dict[str, Delivery] = {
         Delivery(name="deka-g", knowledge=True, codec="adapters"),
         Delivery(name="cala-restored", codec="adapters", restoration=True),
         Delivery(name="autoencoder", codec="autoencoder"),
+        Delivery(name=PIXELS, codec=PIXELS),
         Delivery(name="prompt-only", codec="prompt"),
         Delivery(name="prompt-only-taught", knowledge=True, codec="prompt"),
         *(Delivery(name=name, codec=name) for name in DIGITAL),
@@ -146,7 +157,7 @@ def _delivery(value: Any) -> Any:
     return DELIVERIES[value]
 
 
-Rate = Annotated[float, BeforeValidator(_rate), Field(gt=0, le=1 / 48)]
+Rate = Annotated[float, BeforeValidator(_rate), Field(gt=0, le=MAX_CBR)]
 
 
 class PictureSource(BaseModel):
@@ -182,6 +193,8 @@ class EvaluationPoint(BaseModel):
     prompts: int
     metrics: tuple[str, ...]
     pictures: PictureSource | None = Field(default=None, exclude_if=lambda value: value is None)
+    pixel_codec: str = Field(default="", exclude_if=lambda value: not value)
+    """Hash of the codec of pixels, where the delivery is by it."""
 
     @property
     def model(self) -> tuple[str, ...]:
@@ -227,7 +240,7 @@ class Sweep(BaseModel):
         default=[{}], min_length=1, description="Channels: fields of LinkConditions, without snr_db."
     )
     snr_db: list[float] = Field(default=[10.0], min_length=1, description="Mean SNRs, dB; -20 to 40.")
-    cbr: list[Rate] = Field(default=[1 / 96], min_length=1, description="Rates, above 0, at most 1/48.")
+    cbr: list[Rate] = Field(default=[1 / 96], min_length=1, description="Rates, above 0, at most 1/6.")
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
         default=[0], min_length=1, description="Seeds of fades and noise."
     )
@@ -248,8 +261,9 @@ class Sweep(BaseModel):
     @model_validator(mode="after")
     def _pictures_are_not_generated(self) -> Self:
         if self.pictures is None:
-            if any(each.codec == "autoencoder" for each in self.deliveries):
-                raise PydanticCustomError("deliveries", "autoencoder: is for pictures only")
+            for name in PICTURES_ONLY:
+                if any(each.codec == name for each in self.deliveries):
+                    raise PydanticCustomError("deliveries", "{name}: is for pictures only", {"name": name})
             return self
         for name in ("topics", "prompts"):
             if name in self.model_fields_set:
@@ -308,10 +322,12 @@ class Sweep(BaseModel):
         """All points, those that share a model together.
 
         Raises:
-                InvalidInputError: an SNR is out of range.
+            InvalidInputError: an SNR is out of range.
             FileError: there are no pictures where the sweep says.
+            NotFoundError: a delivery is by a codec of pixels that the profile does not have.
         """
         found = []
+        pixel_codec = self._pixel_codec() if any(each.codec == PIXELS for each in self.deliveries) else ""
         topics, count, pictures = self.topics, self.prompts, None
         if self.pictures is not None:
             folder = self.pictures.found()
@@ -335,9 +351,19 @@ class Sweep(BaseModel):
                     prompts=count,
                     metrics=tuple(self.metrics),
                     pictures=pictures,
+                    pixel_codec=pixel_codec if delivery.codec == PIXELS else "",
                 )
             )
         return found
+
+    def _pixel_codec(self) -> str:
+        """Hash of the profile's codec of pixels; NotFoundError if it has none."""
+        folder = load_profile(self.profile).pixel_codec
+        if folder is None:
+            raise NotFoundError(
+                f"the profile {self.profile} names no pixel_codec, as the delivery {PIXELS} needs"
+            )
+        return folder_hash(folder)
 
 
 def read_sweep(path: Path, *, profile: str | None = None, pictures: Path | None = None) -> Sweep:

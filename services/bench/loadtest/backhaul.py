@@ -93,6 +93,7 @@ def compared(
             "cached_bytes": sum(once),
             "saved_percent": _saved(total, sum(every)),
             "saved_percent_cached": _saved(total, sum(once)),
+            "policies": _policies(own, updates, by_group),
             **_break_even(curves["ours"], curves[kind], charged, per_min),
         }
     main = next((kind for kind in FILES if kind in files), None)
@@ -115,7 +116,6 @@ def compared(
         "quality_missing": quality.missing,
         "files": files,
         "main": main,
-        "policies": {} if main is None else _policies(own, updates, sizes[main]),
         "topics": _topics(own, spent, updates, quality, sizes, per_min),
         "curves": {name: _thinned(curve) for name, curve in curves.items()},
     }
@@ -166,16 +166,45 @@ def _cached(own: Sequence[Answer], sizes: Sequence[float]) -> list[float]:
 def _policies(
     own: Sequence[Answer], updates: Mapping[str, int], sizes: Mapping[Group, float]
 ) -> dict[str, float]:
-    """Bytes of the same requests under each policy that can be replayed."""
+    """Bytes of the same requests under each policy that can be replayed, with files of these sizes."""
     load = [
         ImageDemand(each.needs, "{} {}".format(*each.image), sizes.get(group(each), _mean(sizes)))
         for each in own
     ]
-    found = {}
-    for policy in REPLAYED:
-        curve = replay(policy, load, updates)
-        found[str(policy)] = curve[-1] if curve else 0.0
-    return found
+    return _replayed(load, updates)
+
+
+def _replayed(load: Sequence[ImageDemand], updates: Mapping[str, int]) -> dict[str, float]:
+    curves = {policy: replay(policy, load, updates) for policy in REPLAYED}
+    return {str(policy): curve[-1] if curve else 0.0 for policy, curve in curves.items()}
+
+
+def policies(found: Mapping[str, Any], updates: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    """Bytes of a load test's requests under each policy, by kind of FILES.
+
+    Earlier reports hold them for one kind only. For these, the counts of each group of topics are replayed:
+    first its different images, then their repeats, each with the mean file of the group. With prompts of one
+    topic each, this takes the same bytes as the order of the run, unless a topic has exactly as many images
+    as the break-even rule sends files of it.
+
+    Args:
+        found: what `compared` returned.
+        updates: bytes of each topic's update.
+    """
+    by_kind = {}
+    for kind in FILES:
+        if (own := found.get("files", {}).get(kind)) is not None:
+            by_kind[kind] = own["policies"] if "policies" in own else _of_counts(found, kind, updates)
+    return by_kind
+
+
+def _of_counts(found: Mapping[str, Any], kind: str, updates: Mapping[str, int]) -> dict[str, float]:
+    load = []
+    for each in found["topics"]:
+        topics, size = tuple(each["topics"]), each["files"][kind]["bytes_each"]
+        names = [f"{topics} {n % each['images']}" for n in range(each["requests"])]
+        load += [ImageDemand(topics, name, size) for name in names]
+    return _replayed(load, updates)
 
 
 def _topics(

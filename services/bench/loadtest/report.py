@@ -487,12 +487,17 @@ def _topics(found: Mapping[str, Any]) -> Lines:
 
 def _policies(found: Mapping[str, Any], demand: Mapping[str, Any] | None) -> Lines:
     lines: Lines = []
-    if found["policies"]:
-        rows = [[f"`{name}`", what, f"{found['policies'][name]:,.0f}"] for name, what in REPLAYED.items()]
+    kinds = [kind for kind in FILES if kind in found["files"]]
+    if kinds:
+        rows = [
+            [f"`{name}`", what, *(f"{found['files'][kind]['policies'][name]:,.0f}" for kind in kinds)]
+            for name, what in REPLAYED.items()
+        ]
         lines += [
-            f"The same requests under other policies, with files as {FILES[found['main']]}:",
+            "The same requests under other policies: bytes cloud-edge, by what a file is. The cloud's demand",
+            "policy sends files of quality 75.",
             "",
-            *table(["policy", "what it sends", "bytes cloud-edge"], rows, words=(0, 1)),
+            *table(["policy", "what it sends", *(FILES[kind] for kind in kinds)], rows, words=(0, 1)),
             "",
         ]
     if demand is None:

@@ -31,9 +31,9 @@ from services.cli.options import (
 from services.cli.train.common import (
     RUNS,
     WEIGHTS,
-    device_of,
     earlier_record,
     model_folder,
+    placement_of,
     save_model,
     target_folder,
     training_record,
@@ -57,7 +57,7 @@ def vae(
     ] = None,
     threads: Threads = 1,
     workers: Renderers = 2,
-    device: Device = "cpu",
+    device: Device = None,
     scale: Annotated[int, typer.Option(min=1, help="Multiply the batch size by this factor, for a GPU.")] = 1,
     bf16: Bf16 = False,
     runs: Runs = RUNS,
@@ -72,7 +72,11 @@ def vae(
     from dekag.training.vae import normalise_latents, refine_vae, train_vae
     from dekag.training.vae_quality import measure
 
-    world, where, target = world_of(profile, size), device_of(device), target_folder(out, profile, "vae")
+    world, where, target = (
+        world_of(profile, size),
+        placement_of(device).device,
+        target_folder(out, profile, "vae"),
+    )
     seen = rendered_scenes(runs / "cache", "train", pictures, world=world, workers=workers)
     held_out = rendered_scenes(runs / "cache", "validation", 200, world=world, workers=workers)
     before = (
@@ -106,7 +110,7 @@ def vae_quality(
         Path, typer.Option(help="Folder of the results.", callback=writable_folder, rich_help_panel=FILES)
     ] = Path("results"),
 ) -> None:
-    """Measure an autoencoder on held-out images: PSNR, SSIM, encoding and decoding time.
+    """Measure an autoencoder on held-out images, on the CPU: PSNR, SSIM, encoding and decoding time.
 
     Without --vae and --size, writes training/vae-PROFILE.json into --results; `dekag results book` shows it
     in docs/training.md.
@@ -154,7 +158,7 @@ def decoder(
     pictures: Images = 6000,
     threads: Threads = 1,
     workers: Renderers = 2,
-    device: Device = "cpu",
+    device: Device = None,
     runs: Runs = RUNS,
     vae: Vae = None,
     out: Out = None,
@@ -169,7 +173,7 @@ def decoder(
     from dekag.training.vae import refine_decoder
     from dekag.training.vae_quality import measure
 
-    world, where, source = world_of(profile), device_of(device), model_folder(vae, profile, "vae")
+    world, where, source = world_of(profile), placement_of(device).device, model_folder(vae, profile, "vae")
     target = target_folder(out, profile, "vae")
     before = earlier_record(source)
     model = AutoencoderKL.from_pretrained(source, dtype=torch.float32)

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from dekag.documents import read_json
-from dekag.errors import DekagError
+from dekag.errors import DekagError, InvalidInputError
 from dekag.files import check_folder
 from dekag.paths import shipped_model
 
@@ -29,16 +29,16 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def device_of(name: str) -> Any:
-    import torch
+def placement_of(device: str | None) -> Any:
+    """Where the machine's settings place models; `device`, if given, replaces that of the settings."""
+    from dekag.generation.machine import machine_placement
 
-    if name not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"must be cpu or cuda; got {name!r}", param_hint="--device")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter(
-            "cuda is not available on this machine or in this build of PyTorch", param_hint="--device"
-        )
-    return torch.device(name)
+    try:
+        return machine_placement(device=device)
+    except InvalidInputError as error:
+        if device is None or error.field != "DEKAG_DEVICE":
+            raise
+        raise typer.BadParameter(f"must be {error.allowed}; got {device!r}", param_hint="--device") from None
 
 
 def world_of(profile: str, size: int | None = None) -> Any:

@@ -28,9 +28,9 @@ from services.cli.options import (
 from services.cli.train.common import (
     RUNS,
     SCENES,
-    device_of,
     earlier_record,
     model_folder,
+    placement_of,
     save_model,
     target_folder,
     use_threads,
@@ -59,7 +59,7 @@ def edge(
     distil: DistilGuidance = None,
     threads: Threads = 1,
     workers: Renderers = 2,
-    device: Device = "cpu",
+    device: Device = None,
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     vae: Vae = None,
@@ -88,7 +88,7 @@ def cloud(
     distil: DistilGuidance = None,
     threads: Threads = 1,
     workers: Renderers = 2,
-    device: Device = "cpu",
+    device: Device = None,
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     vae: Vae = None,
@@ -112,7 +112,7 @@ def _generator(
     distil: float | None,
     threads: int,
     workers: int,
-    device: str,
+    device: str | None,
     bf16: bool,
     runs: Path,
     vae: Path | None,
@@ -122,7 +122,7 @@ def _generator(
     use_threads(threads)
     from dekag.training.diffusion import probe_accuracy, train_generator
 
-    world, where = world_of(profile, size), device_of(device)
+    world, where = world_of(profile, size), placement_of(device).device
     role = kind.removesuffix("-unet")
     if size is not None and size != world_of(profile).size and out is None:
         raise typer.BadParameter(

@@ -24,7 +24,7 @@ from services.cli.train.common import (
     MODELS,
     RUNS,
     SCENES,
-    device_of,
+    placement_of,
     save_model,
     target_folder,
     use_threads,
@@ -40,7 +40,7 @@ def probe(
     pictures: Images = SCENES,
     threads: Threads = 1,
     workers: Renderers = 2,
-    device: Device = "cpu",
+    device: Device = None,
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     out: Out = None,
@@ -50,7 +50,11 @@ def probe(
     from dekag.training.data import reduced_scenes, rendered_scenes
     from dekag.training.probe import rendered_accuracy, seen_side, train_probe
 
-    world, where, target = world_of(profile, size), device_of(device), target_folder(out, profile, "probe")
+    world, where, target = (
+        world_of(profile, size),
+        placement_of(device).device,
+        target_folder(out, profile, "probe"),
+    )
     run, cache, side = runs / profile / "probe", runs / "cache", seen_side(world)
     seen = reduced_scenes(cache, "train", pictures, side=side, world=world, workers=workers)
     held_out = rendered_scenes(cache, "validation", 500, world=world, workers=workers)
@@ -66,7 +70,7 @@ def outline(
     pictures: Images = SCENES,
     threads: Threads = 1,
     workers: Renderers = 2,
-    device: Device = "cpu",
+    device: Device = None,
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     out: Out = None,
@@ -76,7 +80,11 @@ def outline(
     from dekag.training.data import rendered_masks, rendered_scenes
     from dekag.training.probe import outline_quality, train_outline_judge
 
-    world, where, target = world_of(profile, size), device_of(device), target_folder(out, profile, "outline")
+    world, where, target = (
+        world_of(profile, size),
+        placement_of(device).device,
+        target_folder(out, profile, "outline"),
+    )
     run, cache = runs / profile / "outline", runs / "cache"
     held_out, masks = (
         render(cache, "validation", 200, world=world, workers=workers)
@@ -105,7 +113,7 @@ def encoders(
     pictures: Images = SCENES,
     threads: Threads = 1,
     workers: Renderers = 2,
-    device: Device = "cpu",
+    device: Device = None,
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     out: Out = None,
@@ -115,7 +123,7 @@ def encoders(
     from dekag.training.data import reduced_scenes, rendered_scenes
     from dekag.training.encoders import clip_quality, dino_quality, train_clip, train_dino
 
-    world, where, cache = world_of(profile, size), device_of(device), runs / "cache"
+    world, where, cache = world_of(profile, size), placement_of(device).device, runs / "cache"
     folder = out or MODELS / profile
     check_folder(folder)
     # the encoders see no more

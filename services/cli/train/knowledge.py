@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dekag.generation.profile import Role
 from dekag.makd.config import RANGES
 from services.cli.options import (
     FILES,
@@ -21,6 +24,11 @@ from services.cli.train.common import (
     RUNS,
     use_threads,
 )
+
+if TYPE_CHECKING:
+    from dekag.training.distill import Progress
+
+ROLES: tuple[Role, ...] = ("cloud", "edge")
 
 
 def _within(field: str) -> dict[str, Any]:
@@ -63,16 +71,16 @@ def knowledge(
 ) -> None:
     """Distil knowledge updates of a profile's topics, or of the world's (MAKD), without a running system."""
     use_threads(threads)
-    from tqdm import tqdm
-
     from dekag.evaluation.store import content_key
+    from dekag.generation.loading import pipeline_hash
+    from dekag.generation.machine import TrainingMachine, machine_placement, read
     from dekag.generation.models import Generator
     from dekag.makd.config import DistillConfig
     from dekag.makd.topics import read_topics, topic_prompts
     from dekag.metrics.features import ImageScorer
     from dekag.profile import load_profile, profile_folder
     from dekag.stickers import TOPICS
-    from dekag.training.distill import Progress, distill
+    from dekag.training.distill import cloud_images, distill
 
     models = load_profile(profile)
     own = read_topics(models.topics)
@@ -84,37 +92,60 @@ def knowledge(
     asked = {name: value for name, value in {"images": images, "steps": steps}.items() if value is not None}
     config = DistillConfig(**{**models.distill.given(), **asked, "seed": seed})
     folder = out or profile_folder(profile) / "knowledge"
-    cloud, edge = Generator.from_profile(models, "cloud"), Generator.from_profile(models, "edge")
+    placed = {role: machine_placement(role, trained=role == "edge") for role in ROLES}
+    machine = read(TrainingMachine)
     # another model, sampling, setting or prompt has a run of its own: its images and checkpoints do not fit
     of_models = [
-        (each.model_hash, each.steps, each.guidance_scale, each.size, *each.departures)
-        for each in (cloud, edge)
+        (pipeline_hash(each), each.steps, each.guidance_scale, models.size, *each.formats)
+        for each in (placed[role].formatted(getattr(models, role)) for role in ROLES)
     ]
-    scorer = None if models.scorer is None else ImageScorer.load(**models.scorer.encoders)
+    runs_of = {}
     for name in topic or own or TOPICS:
         prompts = topic_prompts(name, topics=own, count=config.images, held_out=config.held_out, seed=seed)
         # checkpoints of smaller forms have names of their own within the run
         identity = content_key(*of_models, config.of_full_form(), asdict(prompts))[:12]
-        with tqdm(desc=name) as bar:
+        runs_of[name] = prompts, runs / "knowledge" / f"{name}-{identity}"
 
-            def on_progress(progress: Progress, bar: Any = bar) -> None:
-                bar.total = progress.total
-                bar.set_postfix(stage=progress.stage, refresh=False)
-                bar.n = progress.done
-                bar.update(0)
-
+    cloud = Generator.from_profile(models, "cloud", placed["cloud"])
+    drawn = {}
+    for name, (prompts, run) in runs_of.items():
+        with _progress(name) as on_progress:
+            drawn[name] = cloud_images(cloud, prompts, config, run, on_progress=on_progress)
+    del cloud  # before the edge is loaded: memory for one of them is enough
+    edge = Generator.from_profile(models, "edge", placed["edge"])
+    scorer = None if models.scorer is None else ImageScorer.load(**models.scorer.encoders)
+    for name, (prompts, run) in runs_of.items():
+        with _progress(name) as on_progress:
             update = distill(
-                cloud,
+                drawn.pop(name),
                 edge,
                 prompts,
                 config,
-                runs / "knowledge" / f"{name}-{identity}",
+                run,
                 scorer=scorer,
                 on_progress=on_progress,
+                micro_batch=machine.distill_micro_batch or None,
+                gradient_checkpointing=machine.gradient_checkpointing,
             )
         update.save(folder / name)
         typer.echo(f"{name}: {json.dumps(update.history['scores'])} -> {folder / name}")
     typer.echo(f"To use them in a running system: `dekag publish {folder}/TOPIC`.")
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar of a topic, as a function to call after each step."""
+    from tqdm import tqdm
+
+    with tqdm(desc=name) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total = progress.total
+            bar.set_postfix(stage=progress.stage, refresh=False)
+            bar.n = progress.done
+            bar.update(0)
+
+        yield show
 
 
 def golden(profile: Profile = "stickers") -> None:

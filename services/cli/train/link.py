@@ -40,10 +40,10 @@ from services.cli.train.common import (
     MODELS,
     RUNS,
     SCENES,
-    device_of,
     earlier_record,
     errors_of,
     model_folder,
+    placement_of,
     refuse_options,
     save_model,
     target_folder,
@@ -68,7 +68,15 @@ Drawn = Annotated[
 
 
 def _rendered(
-    profile: str, pictures: int, runs: Path, vae: Path | None, workers: int, drawn: Path | None, prompts: bool
+    profile: str,
+    pictures: int,
+    runs: Path,
+    vae: Path | None,
+    workers: int,
+    drawn: Path | None,
+    prompts: bool,
+    *,
+    placed: Any,
 ) -> tuple[Any, list[Any], Any]:
     """The profile's autoencoder, the sets of examples to train on, and the examples to measure on."""
     import torch
@@ -82,6 +90,7 @@ def _rendered(
     world, edge = world_of(profile), model_folder(None, profile, "edge")
     known = SideInformation.from_folder(edge) if prompts else None
     model = AutoencoderKL.from_pretrained(model_folder(vae, profile, "vae"), dtype=torch.float32).eval()
+    model = model.to(placed.device)
     rendered = rendered_examples(
         runs / "cache", model, pictures, world=world, side_information=known, workers=workers
     )
@@ -136,7 +145,7 @@ def latents(
         int, typer.Option(min=1, max=16, help="Latents at once; more than one is faster on a GPU.")
     ] = 1,
     threads: Threads = 1,
-    device: Device = "cpu",
+    device: Device = None,
 ) -> None:
     """Make latents of a profile's own autoencoder, to train a codec and its adapters on.
 
@@ -144,7 +153,6 @@ def latents(
     out of training.
     """
     use_threads(threads)
-    from dekag.generation.placement import Placement
     from dekag.profile import load_profile
     from dekag.training.latent_sets import latents_of_pictures, latents_of_prompts
     from dekag.training.worlds import WORLDS
@@ -156,12 +164,10 @@ def latents(
         raise typer.BadParameter(
             f"must be a multiple of {PIXEL_STEP} up to {MAX_PIXELS}; got {size}", param_hint="--size"
         )
-    where = device_of(device)
+    placed = placement_of(device)
     with errors_of("--profile"):
         models = load_profile(profile)
-    more: dict[str, Any] = {
-        "size": size, "seed": seed, "batch": batch, "placed": Placement(where, where)
-    }  # fmt: skip
+    more: dict[str, Any] = {"size": size, "seed": seed, "batch": batch, "placed": placed}
     if pictures is not None:
         with errors_of("--pictures"):
             latents_of_pictures(out, models, pictures, count=count, **more)
@@ -284,7 +290,9 @@ def codec(
     if latents is None:
         refuse_options(context, WITHOUT_LATENTS, "crop")
         target = target_folder(out, profile, name)
-        _, training, held_out = _rendered(profile, pictures, runs, vae, workers, drawn, every_rate)
+        _, training, held_out = _rendered(
+            profile, pictures, runs, vae, workers, drawn, every_rate, placed=placement_of(None)
+        )
         # another one for each start: not to go on with a training that started elsewhere
         run = runs / profile / (name if start is None else f"{name}-{settings['start'][:12]}")
     else:
@@ -391,12 +399,13 @@ def cala(
     threads: Threads = 1,
     workers: Renderers = 2,
     device: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="With --latents: where images are decoded, cpu or cuda. Training is on the CPU.",
+            help="Where images are encoded and decoded: cpu, cuda, cuda:N, mps or auto. Training is on the "
+            "CPU. Default: DEKAG_DEVICE, else cpu.",
             rich_help_panel=HARDWARE,
         ),
-    ] = "cpu",
+    ] = None,
     share: Annotated[
         float,
         typer.Option(
@@ -429,12 +438,14 @@ def cala(
     from dekag.generation.autoencoder import decode
     from dekag.generation.loading import folder_hash
     from dekag.generation.models import LatentDecoder
-    from dekag.generation.placement import Placement
     from dekag.training.cala import train_knowledge
 
+    placed = placement_of(device)
     if latents is None:
-        refuse_options(context, WITHOUT_LATENTS, "crop", "device")
-        model, training, held_out = _rendered(profile, pictures, runs, vae, workers, drawn, prompts)
+        refuse_options(context, WITHOUT_LATENTS, "crop")
+        model, training, held_out = _rendered(
+            profile, pictures, runs, vae, workers, drawn, prompts, placed=placed
+        )
         base = model_folder(codec, profile, "codec")
         # another one for each codec: adapters of one must not go on as those of another
         run = runs / profile / f"{method}-{folder_hash(base)[:12]}"
@@ -444,7 +455,6 @@ def cala(
         of_autoencoder, more = lambda batch: decode(model, batch), {}
     else:
         refuse_options(context, WITH_LATENTS, "pictures", "workers", "vae", "drawn")
-        where = device_of(device)
         models, own = _own_latents(latents, profile)
         if own.info.size != models.size:
             raise typer.BadParameter(
@@ -472,7 +482,7 @@ def cala(
         folder = run / "knowledge" if out is None and method != "cala" else _own_target(out, profile, named)
         first, held_out = own.examples(_side_information(models) if prompts else None)
         training = [first]
-        of_autoencoder = LatentDecoder.load(models.edge, Placement(where, where)).images
+        of_autoencoder = LatentDecoder.load(models.edge, placed).images
         more = {"crop": side, "vae_hash": own.info.vae_hash}
     knowledge = train_knowledge(
         run,

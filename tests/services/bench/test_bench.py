@@ -38,12 +38,13 @@ from services.bench.distill import default_topics
 from services.bench.fastapi_server import create_app
 from services.bench.latency import run_cached_bench, run_chain_bench
 from services.bench.ldpc import run_ldpc_bench
+from services.bench.loadtest.backhaul import policies
 from services.bench.overload import run_overload_bench
 from services.bench.parts import run_parts_bench, updates_of
 from services.bench.pipeline import InProcessPipeline, as_json
 from services.bench.processes import chain
 from services.bench.recorded_downlink import handler, name_of, recording
-from services.bench.report import BENCHES, KEYS, LOAD, PERFORMANCE
+from services.bench.report import BENCHES, KEYS, LOAD, PERFORMANCE, policies_table, traffic_table
 from services.bench.restoration import PHASES, run_restoration_bench
 from services.bench.results_io import path_of, read_bench, write_bench
 from services.bench.start import ALL, KILLED, descendants, memory, pids_of_each, run_start_bench
@@ -371,6 +372,53 @@ def test_traffic_is_held_against_files_that_show_no_less(dummy_profile: Path, tm
     assert figures["backhaul_saved_percent"]["value"] == pytest.approx(equal[0], abs=0.01)
     assert figures["backhaul_saved_percent"]["n"] == 1
     assert "| neon | 1 | 9,000 | 9,000 |" in load_page(tmp_path)
+
+
+def test_the_page_compares_with_cached_files_and_with_topics_alone(tmp_path: Path) -> None:
+    measured = {"semantic_backhaul_bytes": 60.0, "file_bytes": 400, "consistency_file_bytes": 100.0}
+    measured |= {"semantic_channel_uses": 1, "file_channel_uses": 2}
+    images = [("a cat", "neon"), ("a cat", "neon"), ("a dog", "neon"), ("a boat", "")]
+    rows = [
+        {"format": name, "prompt": prompt, "seed": 1, "topics": topic, **measured}
+        for prompt, topic in images
+        for name in ("webp", "jpeg")
+    ]
+    size = {"bytes_each": 100.0}
+    files: dict[str, Any] = {"webp_equal_consistency": {}, "webp_q75": {}}
+    topics = [
+        {"topics": its, "requests": requests, "images": different, "files": dict.fromkeys(files, size)}
+        for its, requests, different in ((["neon"], 3, 2), ([], 1, 1))
+    ]
+    config = {
+        "knowledge": {"neon": {"requests": 3, "update_bytes": 240, "bytes_per_request": 80.0}},
+        "backhaul": {"bytes": 240.0, "requests": 4, "files": files, "topics": topics},
+    }
+    write_bench("traffic", config, rows, tmp_path)
+    table = [line.split(" | ") for line in traffic_table(tmp_path)]
+    found = {cells[0][2:]: (cells[1:3], float(cells[3].split()[0])) for cells in table[2:6]}
+    assert found == {
+        "webp of equal consistency": (["100", "60"], 40),
+        "same files, kept in a cache at the edge": (["75", "60"], 20),
+        "same files, requests that need a topic only": (["100", "60"], 40),
+        "same files, requests that need a topic only, kept in a cache at the edge": (["67", "60"], 10),
+    }
+    lines = policies_table(tmp_path)
+    assert (
+        "| `cached files` | every image as a file, kept in a cache of the edge | 300 | 20.0 | 300 | 20.0 |"
+        in (lines)
+    )
+    assert "| `never` | topics as cached files, no updates | 200 | -20.0 | 200 | -20.0 |" in lines
+
+
+def test_the_committed_load_test_is_replayed_from_its_counts() -> None:
+    """As in the order of the run, of which it holds the replay with one kind of file, or with both."""
+    config = read_bench("traffic")["config"]
+    updates = {topic: own["update_bytes"] for topic, own in config["knowledge"].items()}
+    found = config["backhaul"]
+    counted = policies({**found, "files": {kind: {} for kind in found["files"]}}, updates)
+    main = found["main"]
+    in_order = found.get("policies") or found["files"][main]["policies"]
+    assert counted[main] == pytest.approx(in_order)
 
 
 def test_a_folder_without_a_load_test_is_told(tmp_path: Path) -> None:

@@ -123,6 +123,14 @@ def test_the_doctor_sees_a_plug_in_that_does_not_load(
     assert len(json.loads(done.stdout)["checks"]) == len(doctor.CHECKS)
 
 
+def test_the_doctor_sees_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor.settings().ok
+    monkeypatch.setenv("DEKAG_DEVICE", "cuda:99")
+    found = doctor.settings()
+    assert not found.ok
+    assert found.detail == "DEKAG_DEVICE must be a device of this machine (cpu); got 'cuda:99'"
+
+
 def test_doctor_sees_a_data_folder_that_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DEKAG_DATA_DIR", str(tmp_path / "not/there/yet"))
     assert doctor.data_folder().ok

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dekag import LinkConditions, PixelLink, SemanticLink
+from dekag import LinkConditions, PixelLink, SemanticLink, plugins
+from dekag.metrics import Metric
 from services.cli.main import app
 from tests.chain import without_pixel_codec
 
@@ -104,6 +105,36 @@ def test_a_profile_without_a_codec_of_pixels_says_so(
     done = link(folder, "--profile", profile, "--output", tmp_path / "out", "--delivery", "pixels")
     assert done.exit_code == 2
     assert "the profile names no pixel_codec" in done.output
+
+
+class Brightness(Metric):
+    """Mean difference of brightness; of pictures of at least 60 pixels a side."""
+
+    name = "brightness"
+    smallest_side = 60
+
+    def score(self, images: Any, references: Any) -> Any:
+        return (images.astype(float) - references).mean(axis=(1, 2, 3))
+
+
+def test_plugged_in_metrics_score_what_is_large_enough(folder: Path, tmp_path: Path, plugging: None) -> None:
+    plugins.register(Brightness)
+    done = link(folder, "--output", tmp_path / "out", "--delivery", "conventional", "--snr-db", "30")
+    assert done.exit_code == 0, done.output
+    assert "brightness" in done.output
+    large, small = rows(tmp_path / "out")
+    assert abs(large["scores"]["brightness"]) < 3
+    assert small["scores"] == {}, "50 pixels wide"
+
+
+def test_a_metric_that_fails_is_named(
+    folder: Path, tmp_path: Path, plugging: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins.register(Brightness)
+    monkeypatch.setattr(Brightness, "score", lambda *_: 1 / 0)
+    done = link(folder, "--output", tmp_path / "out", "--delivery", "conventional")
+    assert done.exit_code != 0
+    assert "the metric brightness failed: ZeroDivisionError" in done.output
 
 
 def test_json_is_all_of_the_output(folder: Path, tmp_path: Path, dummy_profile: Path) -> None:

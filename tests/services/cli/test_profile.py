@@ -15,9 +15,23 @@ from safetensors.torch import load_file, save_file
 
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.generation.loading import load_pipeline
+from dekag.generation.models import Generator
 from dekag.inventory import parts, problems, processes
+from dekag.metrics.features import ImageScorer
 from dekag.profile import load_profile
-from dekag.training.tiny_models import FOREIGN, save_dummy_models
+from dekag.training.tiny_models import EMBEDDED, FOREIGN, Dimensions, save_dummy_models
+from services.common.transmission import CodecCache
+from services.edge.servicer import EdgeServicer
+from services.edge.settings import EdgeSettings
+from services.user.servicer import UserServicer
+from services.user.settings import UserSettings
+from tests.chain import (
+    adapters,
+    with_adapters,
+    with_evaluators,
+    with_reading_codec,
+    with_unaligned_codec,
+)
 from tests.generation.original_layout import save_original
 from tests.hub import COMMIT, running_hub
 from tests.services.command_line import dekag
@@ -56,6 +70,63 @@ def test_memory_counts_each_parameter_in_its_format(dummy_profile: Path, tmp_pat
     edge = sum(part.bytes_in_memory for name, part in whole.items() if name.startswith("edge: "))
     assert restoring == {**held, "user": held["user"] + edge}
     assert not problems(fine, list(whole.values()))
+
+
+def bytes_of(*loaded: Any) -> int:
+    """Bytes of the weights of modules, each once, with those of layers that are fused with adapters."""
+    weights = {}
+    for root in loaded:
+        for module in root.modules():
+            stacked = getattr(module, "_stacked", None)
+            own = [*module.parameters(recurse=False), *(vars(stacked).values() if stacked else ())]
+            weights |= {id(each): each for each in own}
+    return sum(each.numel() * each.element_size() for each in weights.values())
+
+
+def codecs_of(codecs: CodecCache) -> list[Any]:
+    """The modules of a service's codecs."""
+    all_of = [codecs.base.base, codecs.unaligned.base, codecs.pixels]
+    return [*all_of, *([] if codecs.own is None else [codecs.own._adapted])]
+
+
+@pytest.mark.parametrize("like", [EMBEDDED, FOREIGN])
+@pytest.mark.parametrize("codec", ["plain", "adapted", "reading"])
+@pytest.mark.asyncio
+async def test_memory_is_that_of_the_modules_in_each_process(
+    like: Dimensions, codec: str, tmp_path: Path
+) -> None:
+    folder = save_dummy_models(tmp_path / "models", like=like)
+    if codec == "adapted":
+        folder = with_adapters(folder, tmp_path / "adapted", adapters(folder / "codec", 1))
+    if codec == "reading":
+        folder = with_reading_codec(folder, tmp_path / "reading", text_width=16)
+        folder = with_unaligned_codec(folder, tmp_path / "both")
+    folder = with_evaluators(folder, tmp_path / "scored")
+    profile = load_profile(folder)
+    settings: dict[str, Any] = {"port": 0, "redis_url": "", "profile": str(folder)}
+    edge, user = EdgeServicer(EdgeSettings(**settings)), UserServicer(UserSettings(**settings))
+    for servicer in (edge, user):
+        await asyncio.to_thread(servicer.load)
+    pipeline = edge._generator.generator.pipeline
+    drawing = [pipeline.unet, pipeline.text_encoder, pipeline.vae]
+    said = [[each._prompts._known.encoder] if each._prompts._known else [] for each in (edge, user)]
+    assert [len(each) for each in said] == [int(codec == "reading")] * 2
+    cloud = Generator.from_profile(profile, "cloud").pipeline
+    scoring = ImageScorer.load(profile.scorer.clip, profile.scorer.dino)
+    scorers = [each for each in vars(scoring).values() if isinstance(each, torch.nn.Module)]
+    of_cloud = [cloud.transformer, cloud.text_encoder, cloud.vae]
+    own = codecs_of(user._codecs)
+    expected = {
+        "cloud": bytes_of(*of_cloud, *scorers),
+        "edge": bytes_of(*drawing, *codecs_of(edge._codecs), *said[0]),
+        "user": bytes_of(user._decoder.vae, *own, *said[1]),
+        "distiller": max(bytes_of(*of_cloud), bytes_of(*drawing, *scorers)),
+    }
+    for servicer in (edge, user):
+        await servicer.close()
+    assert processes(profile, parts(profile)) == expected
+    restoring = processes(profile, parts(profile), restoring=True)
+    assert restoring == {**expected, "user": expected["user"] + bytes_of(*drawing)}
 
 
 def test_parts_that_do_not_fit_are_named(dummy_profile: Path, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import asyncio
 import json
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
@@ -17,14 +17,24 @@ import pytest_asyncio
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from dekag.errors import ExhaustedError, UnavailableError
 from services.cloud.demand import BUDGET_KEY, DEMAND_KEY, Period, TopicState
 from services.cloud.distiller import Distiller
+from services.cloud.servicer import CloudServicer
 from services.cloud.settings import DistillerSettings
+from services.common import clients
+from services.common.settings import CommonSettings
 from services.gateway.api_keys import new_key
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
+from services.proto.cloud_pb2 import ACTION_FILE, ACTION_UPDATE, ACTION_WAIT, DecideRequest, GenerateRequest
+from services.proto.cloud_pb2_grpc import CloudStub
+from services.proto.downlink_pb2 import IMAGE_FORMAT_WEBP
 from tests.chain import ended, serving, start_chain, starter
 from tests.services.cloud.test_publish import make_update, uploaded
+
+if TYPE_CHECKING:
+    from services.proto.cloud_pb2_grpc import CloudAsyncStub
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -48,10 +58,10 @@ def quick_profile(dummy_profile: Path, tmp_path: Path) -> Path:
 
 
 class System:
-    """A gateway in front of a chain with a demand policy."""
+    """A gateway in front of a chain with a demand policy, and the address of its cloud."""
 
-    def __init__(self, client: httpx2.AsyncClient) -> None:
-        self.client = client
+    def __init__(self, client: httpx2.AsyncClient, cloud: str) -> None:
+        self.client, self.cloud = client, cloud
 
     async def image(self, prompt: str = PROMPT, **changes: Any) -> dict[str, Any]:
         """The first image of the response, with its link report."""
@@ -92,12 +102,14 @@ async def run(quick_profile: Path, own_redis_url: str, tmp_path: Path) -> AsyncI
     """
     async with AsyncExitStack() as stack:
 
-        async def begin(policy: str = "auto", keys: Path | None = None, **changes: Any) -> System:
+        async def begin(
+            policy: str = "auto", keys: Path | None = None, edge: Mapping[str, Any] = {}, **changes: Any
+        ) -> System:
             of_cloud = {"data_dir": tmp_path / "data", "mirror_every_s": 0.2} | changes
 
             def own(name: str) -> dict[str, Any]:
                 policies = {"demand_policy": policy} if name in ("cloud", "edge") else {}
-                return policies | (of_cloud if name == "cloud" else {})
+                return policies | {"cloud": of_cloud, "edge": dict(edge)}.get(name, {})
 
             await stack.aclose()
             start = await stack.enter_async_context(starter())
@@ -108,7 +120,8 @@ async def run(quick_profile: Path, own_redis_url: str, tmp_path: Path) -> AsyncI
                 redis_url=own_redis_url,
                 api_keys_file=keys,
             )
-            return System(await stack.enter_async_context(serving(create_app(gateway))))
+            client = await stack.enter_async_context(serving(create_app(gateway)))
+            return System(client, addresses["cloud"])
 
         yield begin
 
@@ -127,6 +140,26 @@ async def distiller(
     task = asyncio.create_task(Distiller(settings).serve())
     yield
     await ended(task)
+
+
+def file_request(seed: int, **changes: Any) -> GenerateRequest:
+    """For the file of an image that a topic makes one."""
+    size = {"width": 64, "height": 64, "formats": [IMAGE_FORMAT_WEBP]}
+    return GenerateRequest(prompt=PROMPT, seeds=[seed], topics=["neon"], **{**size, **changes})
+
+
+async def file_bytes(cloud: CloudAsyncStub, request: GenerateRequest) -> int:
+    """Bytes of what the cloud answers; 0 if its budget does not allow it."""
+    try:
+        return sum([image.ByteSize() async for image in clients.stream(cloud.Generate, request, "cloud")])
+    except ExhaustedError:
+        return 0
+
+
+async def state_of(redis: Redis, topic: str) -> TopicState | None:
+    """What the cloud has counted for a topic."""
+    text = await redis.hget(DEMAND_KEY, topic)
+    return None if text is None else TopicState.parse(text)
 
 
 def backhaul(image: dict[str, Any]) -> int:
@@ -206,6 +239,121 @@ async def test_the_cloud_spends_no_more_than_its_budget(run: Run) -> None:
     assert demand["period_ends"] is not None
 
 
+async def test_requests_at_once_spend_no_more_than_the_budget(run: Run) -> None:
+    system = await run(demand_budget_bytes=1, demand_file_bytes=1)
+    async with clients.open_channel(system.cloud, CommonSettings()) as channel:
+        cloud: CloudAsyncStub = CloudStub(channel)
+        for _ in range(4):
+            (action,) = (await cloud.Decide(DecideRequest(topics=["neon"]))).actions
+            assert action == ACTION_FILE, "no file has been made yet"
+        sent = await asyncio.gather(*(file_bytes(cloud, file_request(seed)) for seed in range(4)))
+        (action,) = (await cloud.Decide(DecideRequest(topics=["neon"]))).actions
+    assert sum(map(bool, sent)) == 1
+    assert (await system.demand())["spent_bytes"] == sum(sent)
+    assert action == ACTION_WAIT
+
+
+async def test_a_file_that_is_being_made_takes_its_part_of_the_budget(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = await run(demand_budget_bytes=1, demand_file_bytes=1)
+    making, go_on, images = asyncio.Event(), asyncio.Event(), CloudServicer._images
+
+    async def slow(self: CloudServicer, *args: Any) -> AsyncIterator[Any]:
+        making.set()
+        await go_on.wait()
+        async for image in images(self, *args):
+            yield image
+
+    monkeypatch.setattr(CloudServicer, "_images", slow)
+    first = asyncio.create_task(system.image())
+    await making.wait()
+    assert (await system.demand())["spent_bytes"] == 0
+    assert (await system.image(seed=2))["link_report"]["source"] == "edge"
+    assert (await system.action())[0] == "wait"
+    go_on.set()
+    assert (await first)["link_report"]["source"] == "cloud"
+
+
+async def test_a_file_that_fails_gives_its_part_of_the_budget_back(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = await run(demand_budget_bytes=1, demand_file_bytes=1)
+
+    async def failing(self: CloudServicer, *args: Any) -> AsyncIterator[Any]:
+        raise UnavailableError("no image")
+        yield
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CloudServicer, "_images", failing)
+        assert (await system.image())["link_report"]["source"] == "edge"
+    assert (await system.action())[0] == "file"
+    assert (await system.image(seed=2))["link_report"]["source"] == "cloud"
+
+
+async def test_an_update_is_sent_with_no_image_that_another_topic_makes_a_file(
+    run: Run, quick_profile: Path, redis: Redis
+) -> None:
+    system = await run("always")
+    update = uploaded(make_update(quick_profile, "saffron").to_files())
+    assert (await system.client.put("/v1/knowledge/saffron", json=update)).status_code == 200
+    both = await system.image("a saffron boat, neon style")
+    assert both["link_report"]["source"] == "cloud", "neon has no update"
+    state, demand = await state_of(redis, "saffron"), await system.demand()
+    assert state is not None
+    assert (state.requests, state.files, state.sent) == (1, 0, False)
+    assert demand["spent_bytes"] == demand["data"]["neon"]["file_bytes"]
+    alone = await system.image("a saffron boat")
+    assert [each["topic"] for each in alone["link_report"]["knowledge"]] == ["saffron"]
+    spent, own = (await system.demand())["spent_bytes"], demand["data"]["saffron"]
+    assert spent == demand["spent_bytes"] + own["update_bytes"]
+
+
+async def test_a_request_gets_a_file_for_what_only_another_key_may_use(
+    run: Run, quick_profile: Path, redis: Redis, tmp_path: Path
+) -> None:
+    made = {name: new_key(name) for name in ("alice", "bob")}
+    (tmp_path / "api-keys").write_text("".join(f"{line}\n" for _, line in made.values()))
+    system = await run("always", keys=tmp_path / "api-keys")
+
+    async def image(name: str, **changes: Any) -> dict[str, Any]:
+        system.client.headers["Authorization"] = f"Bearer {made[name][0]}"
+        found: dict[str, Any] = (await system.image(**changes))["link_report"]
+        return found
+
+    system.client.headers["Authorization"] = f"Bearer {made['alice'][0]}"
+    update = uploaded(make_update(quick_profile, "neon").to_files())
+    assert (await system.client.put("/v1/knowledge/neon", json=update)).status_code == 200
+    of_bob = await image("bob")
+    assert (of_bob["source"], of_bob["knowledge"]) == ("cloud", [])
+    assert await state_of(redis, "neon") is None, "it is no demand for alice's topic"
+    file = (await system.demand())["spent_bytes"]
+    assert 0 < file < backhaul({"link_report": of_bob})
+    of_alice = await image("alice")
+    assert [each["topic"] for each in of_alice["knowledge"]] == ["neon"]
+    demand = await system.demand()
+    assert demand["spent_bytes"] == file + demand["data"]["neon"]["update_bytes"]
+    assert (await image("bob", seed=2))["source"] == "cloud", "also after alice's edge has it"
+    state = await state_of(redis, "neon")
+    assert state is not None
+    assert (state.requests, state.files, state.sent, state.wanted) == (1, 0, True, False)
+    async with clients.open_channel(system.cloud, CommonSettings()) as channel:
+        of_earlier_edge = await CloudStub(channel).Decide(DecideRequest(topics=["neon"]))
+    assert of_earlier_edge.actions == [ACTION_UPDATE], "it does not say whose request it is"
+
+
+async def test_an_edge_gets_a_file_for_an_update_that_its_catalogue_lacks(
+    run: Run, quick_profile: Path
+) -> None:
+    system = await run("always", edge={"redis_url": "", "knowledge_keep_s": SOON_S})
+    await system.image(PLAIN)  # the edge asks which knowledge exists
+    update = uploaded(make_update(quick_profile, "neon").to_files())
+    assert (await system.client.put("/v1/knowledge/neon", json=update)).status_code == 200
+    report = (await system.image())["link_report"]
+    assert (report["source"], report["knowledge"]) == ("cloud", [])
+    assert await system.action() == ("update", "the edge has the update")
+
+
 async def test_a_new_period_has_a_new_budget(run: Run) -> None:
     system = await run(demand_budget_bytes=3000, demand_period_s=1)
     await system.image()
@@ -233,6 +381,22 @@ async def test_a_distillation_that_publishes_nothing_is_not_repeated(run: Run) -
     assert neon["reason"] == "an update would pay, but its distillation was cancelled"
     await system.image(seed=3)
     assert [each["id"] for each in (await system.client.get("/v1/jobs")).json()["data"]] == [job]
+
+
+async def test_an_update_that_was_deleted_before_it_was_sent_is_distilled_again(
+    run: Run, redis: Redis, distiller: None
+) -> None:
+    system = await run("always")
+    await system.image()
+    first = (await system.eventually("update"))["job"]
+    async with asyncio.timeout(SOON_S):
+        while (state := await state_of(redis, "neon")) is None or state.wanted:  # noqa: ASYNC110 - the cloud works
+            await asyncio.sleep(0.1)
+    assert (await system.client.delete("/v1/knowledge/neon")).status_code == 204
+    assert (await system.image(seed=2))["link_report"]["source"] == "cloud"
+    async with asyncio.timeout(SOON_S):
+        while (await system.demand())["data"]["neon"]["job"] in (first, None):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
 
 
 async def test_the_counts_outlive_the_cloud_and_damage_is_ignored(run: Run, redis: Redis) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.bench.loadtest.backhaul import EQUAL, USUAL, Quality, compared, verdict
+from services.bench.loadtest.backhaul import EQUAL, USUAL, Quality, compared, policies, verdict
 from services.bench.loadtest.report import Answer, write_report
 from tests.services.bench.loadtest.test_report import ANSWERS, NEON, UPDATES, answer
 
@@ -101,12 +101,32 @@ def test_each_topic_has_its_own_account() -> None:
 
 
 def test_the_same_load_under_other_policies() -> None:
-    policies = found(quality=SCORED)["policies"]
-    assert policies["files"] == 400 + 400 + 100 + 250
-    assert policies["cached files"] == 400 + 100 + 250
-    assert policies["never"] == policies["auto"] == 400 + 250, "the boat needs no topic"
-    assert policies["always"] == 9600
-    assert policies["hindsight"] == 400 + 250
+    by_kind = policies(found(quality=SCORED), UPDATES)
+    equal = by_kind[EQUAL]
+    assert equal["files"] == 400 + 400 + 100 + 250
+    assert equal["cached files"] == 400 + 100 + 250
+    assert equal["never"] == equal["auto"] == 400 + 250, "the boat needs no topic"
+    assert equal["always"] == 9600
+    assert equal["hindsight"] == 400 + 250
+    usual = by_kind[USUAL]
+    assert usual["files"] == 6000 + 6000 + 3000 + 4500
+    assert usual["never"] == 6000 + 4500
+    assert usual["always"] == 9600
+    assert usual["hindsight"] == 6000 + 4500, "neon alone is not worth 9000 B, with the jewels' house it is"
+
+
+def test_reports_of_one_kind_of_file_are_replayed_from_their_counts() -> None:
+    neon = [answer(str(n), "semantic", prompt=f"neon {n % 3}", needs=("neon",)) for n in range(7)]
+    jewels = [answer(str(n), "semantic", prompt=f"jewels {n}", needs=("jewels",)) for n in (7, 8)]
+    plain = [answer("plain", "semantic")]
+    sizes = {("neon",): 3500.0, ("jewels",): 100.0, (): 50.0}
+    own = found([*neon, *jewels, *plain], replace(SCORED, file_bytes={EQUAL: sizes, USUAL: sizes}))
+    exact = policies(own, UPDATES)
+    for files in own["files"].values():
+        del files["policies"]
+    assert policies(own, UPDATES) == exact
+    assert exact[EQUAL]["auto"] == 3 * 3500 + 9000 + 2 * 100
+    assert policies({"files": {}}, UPDATES) == {}
 
 
 def test_the_page_opens_with_the_verdict_and_says_what_the_cloud_decided(tmp_path: Path) -> None:
@@ -120,7 +140,7 @@ def test_the_page_opens_with_the_verdict_and_says_what_the_cloud_decided(tmp_pat
         "| WebP of equal consistency | 1,150 | 9,600 | -734.8 | 0.767 | 0.767 | 34 | 0.6 |",
         "| WebP of quality 75, as conventional delivery sends it | 19,500 | 9,600 | 50.8 | 0.970 | 0.767 |",
         "| neon | 2 | 1 | 9,000 | 9,000 | 0.900 (1) | 0.800 | 400 | 800 | 400 | -1025.0 | 23 (0.8 min) |",
-        "| `auto` | the break-even rule | 650 |",
+        "| `auto` | the break-even rule | 650 | 10,500 |",
         "| neon | 2 | 1 | 400 | 9,000 | file | an update does not pay yet |",
     ):
         assert row in page, row
