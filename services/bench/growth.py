@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import statistics
@@ -24,29 +25,43 @@ WHAT = {
 
 
 def points(results: Path) -> Mapping[str, Points]:
-    """Amounts and times, s, by what grows: users, pixels or symbols.
+    """Amounts and times, s, by what grows, as far as they were measured: users, pixels or symbols.
 
     Raises:
-        NotMeasuredError: a benchmark of these has not been run.
+        NotMeasuredError: none was measured.
     """
-    load, sizes, link = (read_bench(name, results) for name in ("throughput", "cost", "channel"))
-    areas = sorted({row["pixels"] for row in sizes["rows"] if row["kind"] == cost.SIZE})
-    if not areas:
-        raise NotMeasuredError("dekag bench cost")
-    return {
-        "users": [
-            (users, users / throughput.mean_of(load["rows"], throughput.OURS, users, "images_per_s"))
-            for users in load["config"]["users"]
-        ],
-        "pixels": [
-            (area, statistics.median(row["seconds"] for row in sizes["rows"] if row.get("pixels") == area))
-            for area in areas
-        ],
-        "symbols": [
-            (uses, uses / statistics.fmean(channel.values(link["rows"], "service", uses)))
-            for uses in link["config"]["channel_uses"]
-        ],
-    }
+    found: dict[str, Points] = {}
+    for name, read in {"users": _users, "pixels": _pixels, "symbols": _symbols}.items():
+        with contextlib.suppress(NotMeasuredError):
+            if len(own := read(results)) > 1:
+                found[name] = own
+    if not found:
+        raise NotMeasuredError("make bench")
+    return found
+
+
+def _users(results: Path) -> Points:
+    bench = read_bench("throughput", results)
+    return [
+        (users, users / throughput.mean_of(bench["rows"], throughput.OURS, users, "images_per_s"))
+        for users in bench["config"]["users"]
+    ]
+
+
+def _pixels(results: Path) -> Points:
+    rows = [row for row in read_bench("cost", results)["rows"] if row["kind"] == cost.SIZE]
+    return [
+        (area, statistics.median(row["seconds"] for row in rows if row["pixels"] == area))
+        for area in sorted({row["pixels"] for row in rows})
+    ]
+
+
+def _symbols(results: Path) -> Points:
+    bench = read_bench("channel", results)
+    return [
+        (uses, uses / statistics.fmean(channel.values(bench["rows"], "service", uses)))
+        for uses in bench["config"]["channel_uses"]
+    ]
 
 
 def slopes(found: Points) -> list[float]:
@@ -69,12 +84,12 @@ def growth_table(results: Path) -> Lines:
 
 
 def growth_values(results: Path) -> Mapping[str, str]:
-    """The steepest slope of each; nothing if they were not measured."""
+    """The steepest slope of each that was measured."""
     try:
         found = points(results)
     except NotMeasuredError:
         return {}
-    return {f"slope_{name}": f"{max(slopes(each)):.2f}" for name, each in found.items() if len(each) > 1}
+    return {f"slope_{name}": f"{max(slopes(each)):.2f}" for name, each in found.items()}
 
 
 def growth_plot(results: Path) -> Any:
@@ -90,5 +105,5 @@ def growth_plot(results: Path) -> Any:
         axis.set_yscale("log")
         axis.set_xlabel(name)
         axis.set_title(f"{WHAT[name]}, s")
-        plots.label_corner(axis)
+        axis.legend(loc="upper left", frameon=False)
     return figure

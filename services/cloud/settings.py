@@ -194,8 +194,8 @@ class DistillerSettings(TrainingMachine, KnowledgeSettings):
         1,
         ge=0,
         le=1024,
-        description="CPU threads of a distillation; 0 uses PyTorch's default. 1 is fastest for the models "
-        "that ship.",
+        description="CPU threads of a distillation; 0 uses PyTorch's default. 1 leaves the other cores to "
+        "the services.",
     )
     job_max_s: int = Field(
         3600,

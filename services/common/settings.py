@@ -183,7 +183,8 @@ class ServiceSettings(Machine, CommonSettings):
         1,
         ge=0,
         le=1024,
-        description="CPU threads per model; 0 uses PyTorch's default. 1 is fastest for the shipped models.",
+        description="CPU threads per model; 0 uses PyTorch's default. With 1, services that work at the same "
+        "time do not share cores.",
     )
     max_queue: int = Field(
         64,

@@ -292,7 +292,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     assert "| DeKA-g's services | 12.00 | 15.00 |" in text
     assert "| FastAPI handler | 3 | 3 |" in text
     assert "| at least 3 | 1.50 |  | 1 | missed by 1.5 |" in text
-    assert list(LOAD.draw(tmp_path)) == ["results-load-throughput.svg"]
+    assert list(LOAD.draw(tmp_path)) == ["results-load-throughput.svg", "results-load-growth.svg"]
 
 
 def test_overload_figures_are_computed_from_its_rows() -> None:
@@ -492,6 +492,7 @@ def test_growth_is_told_by_its_slopes(tmp_path: Path) -> None:
     configs = {"throughput": {"users": [8, 16]}, "cost": {}, "channel": {"channel_uses": [512, 2_048]}}
     for name, rows in rows_of_growth().items():
         write_bench(name, configs[name], rows, tmp_path)
+        assert "users" in growth.points(tmp_path), "what was measured, without the rest"
     points = growth.points(tmp_path)
     assert points["users"] == [(8, pytest.approx(8 / 12)), (16, pytest.approx(16 / 15))]
     assert points["pixels"] == [(128**2, pytest.approx(0.11)), (256**2, pytest.approx(0.41))]
