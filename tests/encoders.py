@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+
+from dekag.checksums import RECORD
+
+
+def save_encoders(folder: Path, seed: int = 0) -> None:
+    """Saves them in `folder`/clip and `folder`/dino, as a training of this project leaves its own."""
+    for name, model in zip(("clip", "dino"), tiny_encoders(seed), strict=True):
+        model.save_pretrained(folder / name)
+        (folder / name / RECORD).write_text("{}")
 
 
 def tiny_encoders(seed: int = 0) -> tuple[CLIPModel, Dinov2Model]:

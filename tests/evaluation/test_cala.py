@@ -62,7 +62,7 @@ from dekag.training.cala import RICIAN_K_RANGE_DB, SNR_RANGE_DB, TAU_RANGE_S
 from dekag.training.examples import Examples
 from dekag.training.latent_sets import LatentSet, latents_of_prompts
 from tests.chain import with_reading_codec, with_unaligned_codec
-from tests.encoders import tiny_encoders
+from tests.encoders import save_encoders
 
 CALM = as_channel(CHANNELS["awgn"])
 WIDTH = 16
@@ -78,8 +78,7 @@ def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     made = tmp_path_factory.mktemp("profile")
     reading = with_reading_codec(dummy_profile, made / "reading", text_width=WIDTH)
     folder = with_unaligned_codec(reading, made / "both")
-    for name, model in zip(("clip", "dino"), tiny_encoders(), strict=True):
-        model.save_pretrained(folder / name)
+    save_encoders(folder)
     described = json.loads((folder / "profile.json").read_text())
     Path(load_profile(str(folder)).codec, "training.json").write_text(json.dumps({"steps": 4}))
     scorer = {"clip": "clip", "dino": "dino"}
@@ -268,6 +267,7 @@ def test_figures_follow_from_what_was_measured(study: CalaStudy, tmp_path: Path)
     assert {name: each["value"] for name, each in recorded.items()} == pytest.approx(
         {
             "tka_mean_psnr_db": 25.5,
+            "tka_10db_psnr_db": 25.5,
             "tka_gain_db": 5.5,
             "tka_gain_strong_db": 2.0,  # 2.5 with both trainings, less 3 at one SNR of six
             "tka_lead_over_best_baseline_db": 1.25,  # snr-attention: 23 + 3 on one trained channel of four

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from dekag import plugins
-from dekag.checksums import RECORD
 from dekag.errors import DekagError, FileError, InvalidInputError, MismatchError, NotFoundError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.registry import record
@@ -37,7 +36,7 @@ from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from services.cli.main import app
 from tests.chain import with_evaluators, with_reading_codec, without_pixel_codec
-from tests.encoders import tiny_encoders
+from tests.encoders import save_encoders
 
 
 @pytest.fixture(scope="module")
@@ -191,9 +190,7 @@ def test_files_are_scored_again_by_other_judges(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(image_coding, "QUALITIES", (30,))
     monkeypatch.setattr(image_coding, "SCALES", (100,))
     for seed, name in enumerate(("one", "other")):
-        for kind, model in zip(("clip", "dino"), tiny_encoders(seed), strict=True):
-            model.save_pretrained(tmp_path / name / kind)
-            (tmp_path / name / kind / RECORD).write_text("{}")  # as a training of this project leaves it
+        save_encoders(tmp_path / name, seed)
     one, other = (
         ImageScorer.load(tmp_path / name / "clip", tmp_path / name / "dino") for name in ("one", "other")
     )
