@@ -10,7 +10,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from safetensors import SafetensorError
 
@@ -18,8 +18,14 @@ from dekag.documents import DocumentError, parse_json
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.files import read_bytes
 
+if TYPE_CHECKING:
+    import torch
+
 INFO, HISTORY = "knowledge.json", "history.json"
 MAX_FILE_BYTES = 2**30
+MAX_DOCUMENT_BYTES = MAX_HEADER_BYTES = 2**20
+"""Of a part in JSON, and of the header of a part in safetensors, which names its tensors. Those that ship
+have at most 20 KiB; parsed, they may take fifty times their bytes."""
 UNREADABLE = (
     ValueError,
     LookupError,
@@ -45,6 +51,20 @@ def content_hash(files: Mapping[str, bytes], info: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def load_tensors(data: bytes) -> dict[str, torch.Tensor]:
+    """The tensors by name in a safetensors file.
+
+    Raises:
+        ValueError, SafetensorError: it is damaged, or its header is larger than MAX_HEADER_BYTES: many empty
+            tensors would take much more memory than their names.
+    """
+    from safetensors.torch import load  # not with the module, which the cloud imports before torch
+
+    if int.from_bytes(data[:8], "little") > MAX_HEADER_BYTES:
+        raise ValueError("header of the tensors")
+    return load(data)
+
+
 class Artifact(ABC):
     """Immutable knowledge, stored as files.
 
@@ -52,11 +72,13 @@ class Artifact(ABC):
         info: content of knowledge.json, without the hash.
         content_hash: SHA-256 (hex) of its content.
         label: name of the kind of artifact in error messages.
+        base: what kind of model it fits, in error messages.
         parts: names of its possible files besides knowledge.json.
         beside: names of files that may be saved beside it and are no part of its content.
     """
 
     label: ClassVar[str]
+    base: ClassVar[str] = "model"
     parts: ClassVar[tuple[str, ...]]
     beside: ClassVar[tuple[str, ...]] = ()
 
@@ -85,16 +107,26 @@ class Artifact(ABC):
         return self.to_files()
 
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+    def from_files(cls, files: Mapping[str, bytes], *, announced: str = "", base_hash: str = "") -> Self:
         """The artifact in the files; the inverse of `to_files` and of `saved_files`.
 
+        Args:
+            files: by name.
+            announced: hash that its content must have; any if left out.
+            base_hash: hash of the model that it must fit; any if left out. Both are compared before tensors
+                are unpacked, so that nothing but what was expected takes memory.
+
         Raises:
-            MismatchError: a file is missing, damaged or too large, or the content does not match the hash in
-                knowledge.json.
+            MismatchError: a file is missing, damaged or too large, the content does not match the hash in
+                knowledge.json, or one of both hashes is another.
         """
         parts = {name: files[name] for name in cls.parts if name in files}
         if INFO not in files or any(len(data) > MAX_FILE_BYTES for data in files.values()):
             raise MismatchError(f"{cls.label} must have {INFO} and files of at most {MAX_FILE_BYTES} bytes")
+        documents = {INFO: files[INFO]} | {name: parts[name] for name in parts if name.endswith(".json")}
+        for name, data in documents.items():
+            if len(data) > MAX_DOCUMENT_BYTES:
+                raise MismatchError(f"{cls.label}: {name} must have at most {MAX_DOCUMENT_BYTES} bytes")
         try:
             info = parse_json(files[INFO], INFO)
             claimed = info.pop("content_hash")
@@ -102,6 +134,12 @@ class Artifact(ABC):
                 raise MismatchError(f"{cls.label}: unknown format{cls.advice(info)}")
             if claimed != content_hash(parts, info):
                 raise MismatchError(f"{cls.label} is damaged: its content does not match its hash")
+            if announced and claimed != announced:
+                raise MismatchError(f"{cls.label} has the content {claimed[:12]}, not {announced[:12]}")
+            cls.check_info(info)
+            if base_hash and info["base_hash"] != base_hash:
+                fitted = info["base_hash"][:12]
+                raise MismatchError(f"{cls.label} fits the {cls.base} {fitted}, not {base_hash[:12]}")
             artifact = cls(info, parts)
             artifact.check()
         except DocumentError as error:
@@ -119,6 +157,11 @@ class Artifact(ABC):
     @abstractmethod
     def known_format(cls, info: Mapping[str, Any]) -> bool:
         """Whether knowledge.json states this kind and format."""
+
+    @classmethod
+    @abstractmethod
+    def check_info(cls, info: Mapping[str, Any]) -> None:
+        """Raises one of UNREADABLE unless knowledge.json says what it must; no other part is read before."""
 
     @abstractmethod
     def check(self) -> None:

@@ -13,10 +13,13 @@ import math
 import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
+from pydantic import BaseModel, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from dekag.errors import InvalidInputError
 from dekag.files import read_text
@@ -24,7 +27,7 @@ from dekag.files import read_text
 MAX_DEPTH = 64
 """Lists and objects inside each other."""
 MAX_NODES = 1_000_000
-"""Of a YAML document whose aliases are written out."""
+"""Of a YAML document whose aliases are written out, and of JSON from strangers."""
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)'
@@ -32,6 +35,39 @@ _TOKEN = re.compile(rf"{_STRING}|[\[\]{{}},]|-?Infinity|NaN|-?[0-9][0-9.eE+-]*",
 _BRACKET = re.compile(rf"{_STRING}|[\[\]{{}}]", re.DOTALL)
 _HALF = "half a character (an unpaired surrogate)"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class Document(BaseModel):
+    """A model of what people write: in it, true and false are no numbers, which pydantic takes for 1 and 0.
+
+    Example:
+        >>> from dekag.documents import Document
+        >>> class Size(Document):
+        ...     width: int
+        >>> Size.model_validate({"width": 1}).width
+        1
+
+    Raises:
+        pydantic.ValidationError: names the field.
+    """
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _flags_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        found = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(each, bool) for each in found):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation) - {type(None)}
+            if kinds and kinds <= {int, float}:  # other fields say themselves what they take
+                raise PydanticCustomError("number", "must be a number")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types within an annotation."""
+    if hasattr(annotation, "__metadata__"):
+        return _kinds(annotation.__origin__)
+    inner = get_args(annotation)
+    return set().union(*map(_kinds, inner)) if inner else {annotation}
 
 
 class DocumentError(InvalidInputError, ValueError):
@@ -77,18 +113,21 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), str(path))
 
 
-def parse_json(data: bytes | str, document: str) -> Any:
+def parse_json(data: bytes | str, document: str, *, max_nodes: int | None = None) -> Any:
     """What a JSON text holds.
 
     Args:
         data: UTF-8, or what its byte order mark says.
         document: what errors call it.
+        max_nodes: largest number of values, each of which may take thirty times its bytes; None: any.
 
     Raises:
-        DocumentError: no JSON, a key twice in an object, a number that is not finite, or more than MAX_DEPTH
-            levels.
+        DocumentError: no JSON, a key twice in an object, a number that is not finite, more than MAX_DEPTH
+            levels, or more than `max_nodes` values.
     """
     text = _decoded(data, document)
+    if max_nodes is not None and _too_many(text, max_nodes):
+        raise DocumentError(document, f"more than {max_nodes} values", allowed=f"at most {max_nodes} values")
     if _too_deep(text) or _SURROGATE.search(text):
         _refuse_lossy(text, document)
     try:
@@ -162,6 +201,14 @@ def _finite(text: str) -> float:
 
 def _no_constant(_: str) -> None:
     raise _Lossy
+
+
+def _too_many(text: str, most: int) -> bool:
+    """Whether a JSON text has more values; each but the first follows a comma or an opening bracket."""
+    if text.count(",") + text.count("[") + text.count("{") <= most:
+        return False
+    before = (match for match in _TOKEN.finditer(text) if match[0] in (",", "[", "{"))
+    return next(islice(before, most, None), None) is not None
 
 
 def _too_deep(text: str) -> bool:

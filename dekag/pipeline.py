@@ -775,6 +775,7 @@ class SemanticLink:
         channel_uses: int | None = None,
         modulation: Modulation | None = None,
         text: Text = None,
+        traces: Path = BUILT_IN_TRACES,
     ) -> LinkResult:
         """Send a batch of latents, each under conditions of its own.
 
@@ -798,6 +799,7 @@ class SemanticLink:
             modulation: the constellation; default: by the SNR that was last reported, if the codec adapts it,
                 otherwise that of its training.
             text: the prompts' states, as of `Sender.encode`.
+            traces: folder of the traces that the conditions may name.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -826,7 +828,9 @@ class SemanticLink:
             modulation=modulation,
             text=text,
         )
-        receptions = [apply_channel(*each) for each in zip(symbols, conditions, seeds, strict=True)]
+        receptions = [
+            apply_channel(*each, traces=traces) for each in zip(symbols, conditions, seeds, strict=True)
+        ]
         decoded = self.receiver.decode(
             receptions, conditions, latent_shape=shape, source_values=values, seeds=seeds, text=text
         )
@@ -844,6 +848,7 @@ class SemanticLink:
         target_psnr_db: float | None = None,
         modulation: Modulation | None = None,
         restoration: Restoration = "none",
+        traces: Path = BUILT_IN_TRACES,
     ) -> ReceivedImage:
         """Generate an image, send it and decode what arrives.
 
@@ -864,6 +869,7 @@ class SemanticLink:
             modulation: the constellation; default: by the SNR that was last reported, if the codec adapts it,
                 otherwise that of its training.
             restoration: "denoiser": the receiver improves the latent by one step of the edge's denoiser.
+            traces: folder of the traces that the conditions may name.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -885,6 +891,7 @@ class SemanticLink:
             target_psnr_db=target_psnr_db,
             modulation=modulation,
             text=[self.side_information(prompt)],
+            traces=traces,
         )
         (rate,), (reception,) = result.rates, result.receptions
         received = result.latents
@@ -906,6 +913,7 @@ class SemanticLink:
         target_psnr_db: float | None = None,
         modulation: Modulation | None = None,
         restoration: Restoration = "none",
+        traces: Path = BUILT_IN_TRACES,
     ) -> ReceivedPicture:
         """Send a picture of your own, as latents of the edge's autoencoder.
 
@@ -934,6 +942,7 @@ class SemanticLink:
                 otherwise that of its training.
             restoration: "denoiser": the receiver improves each tile's latent by one step of the edge's
                 denoiser.
+            traces: folder of the traces that the conditions may name.
 
         Raises:
             FileError: the file is no picture that can be sent; says why.
@@ -953,7 +962,9 @@ class SemanticLink:
         shape = _shape(latents)
         rate = self.sender.tiles_rate(link, shape, tiling, cbr=cbr, target_psnr_db=target_psnr_db)
         text = None if prompt is None else self.side_information(prompt)
-        result = self.send_tiles(latents, tiling, link, seed, rate=rate, modulation=modulation, text=text)
+        result = self.send_tiles(
+            latents, tiling, link, seed, rate=rate, modulation=modulation, text=text, traces=traces
+        )
         received, (reception,) = result.latents, result.receptions
         if restoration == "denoiser":
             parts = zip(received.split(1), tile_receptions(reception, tiling.count), strict=True)
@@ -979,6 +990,7 @@ class SemanticLink:
         rate: Rate,
         modulation: Modulation | None = None,
         text: torch.Tensor | None = None,
+        traces: Path = BUILT_IN_TRACES,
     ) -> LinkResult:
         """Send the latents (n, channels, h, w) of a picture's tiles as one transmission.
 
@@ -989,6 +1001,7 @@ class SemanticLink:
             seed: of fading and noise.
             rate: of the whole picture, from `Sender.tiles_rate`.
             modulation, text: as of `Sender.encode_tiles`.
+            traces: folder of the traces that the conditions may name.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -997,7 +1010,7 @@ class SemanticLink:
         symbols = self.sender.encode_tiles(
             latents, conditions, rate.channel_uses, tiling, seed=seed, modulation=modulation, text=text
         )
-        reception = apply_channel(symbols, conditions, seed)
+        reception = apply_channel(symbols, conditions, seed, traces=traces)
         received = self.receiver.decode_tiles(
             reception, conditions, tiling, latent_shape=_shape(latents), seed=seed, text=text
         )
@@ -1140,6 +1153,7 @@ def send_file(
     *,
     image_format: ImageFormat = "webp",
     seed: int = 0,
+    traces: Path = BUILT_IN_TRACES,
 ) -> ReceivedPicture:
     """Send a picture conventionally: as a file of its own size, over 5G LDPC and QAM.
 
@@ -1158,6 +1172,7 @@ def send_file(
         conditions: of the link; default: 10 dB, Rayleigh fading.
         image_format: "webp", "avif" or "jpeg", at its usual quality.
         seed: of fading and noise.
+        traces: folder of the traces that the conditions may name.
 
     Raises:
         InvalidInputError: names the argument that has another range; or the file has more than 2**20 bytes.
@@ -1168,7 +1183,7 @@ def send_file(
     check_seed(seed)
     link, file = conditions or LinkConditions(), to_format(picture.pixels, image_format)
     symbols, coding = DigitalSender().encode(file, link)
-    reception = apply_channel(symbols, link, seed)
+    reception = apply_channel(symbols, link, seed, traces=traces)
     pixels = None
     with contextlib.suppress(DecodingError):
         payload = DigitalReceiver().decode(reception, coding, len(file), seed=seed)

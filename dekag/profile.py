@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dekag.api.limits import MAX_PIXELS, MIN_PIXELS, PIXEL_STEP
 from dekag.checksums import check_files
-from dekag.documents import read_json
+from dekag.documents import Document, read_json
 from dekag.errors import FileError, InvalidInputError, NotFoundError
 from dekag.generation.profile import REVISION, GeneratorProfile
 from dekag.makd.config import DistillConfig, Layers
@@ -22,7 +22,7 @@ from dekag.paths import MODELS
 LARGEST = 2  # largest side of a requested image, in multiples of the profile's size
 
 
-class ScorerProfile(BaseModel):
+class ScorerProfile(Document):
     """The evaluators of a profile's images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,7 +46,7 @@ class ScorerProfile(BaseModel):
         return self.model_dump(include={"clip", "dino", "clip_revision", "dino_revision"})
 
 
-class DistillProfile(BaseModel):
+class DistillProfile(Document):
     """Defaults of a profile's distillations; what is left out is as in `DistillConfig`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -94,7 +94,7 @@ class DistillProfile(BaseModel):
         return self
 
 
-class Profile(BaseModel):
+class Profile(Document):
     """The models of one system."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from dekag.documents import MAX_DEPTH, DocumentError, parse_json, parse_yaml, read_json, read_yaml
-from dekag.errors import FileError
+from dekag.documents import MAX_DEPTH, Document, DocumentError, parse_json, parse_yaml, read_json, read_yaml
+from dekag.errors import DekagError, FileError
+from dekag.profile import load_profile
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -82,6 +85,18 @@ def test_yaml_is_refused(text: str, line: int, said: str) -> None:
     assert str(caught.value).startswith(f"some.yaml, line {line}: ")
 
 
+@pytest.mark.parametrize("text", ["[1, 2, 3, 4]", '{"a": [1, {"b": 2}, 3]}', "[[],[],[],[]]"])
+def test_json_of_too_many_values_is_refused(text: str) -> None:
+    assert parse_json(text, "it", max_nodes=10) == parse_json(text, "it")
+    with pytest.raises(DocumentError, match="it: more than 3 values"):
+        parse_json(text, "it", max_nodes=3)
+
+
+def test_commas_in_texts_are_no_values() -> None:
+    text = '["' + ',[{\\",' * 1000 + '"]'
+    assert parse_json(text, "it", max_nodes=3) == [',[{",' * 1000]
+
+
 def test_aliases_that_stand_for_too_much_are_refused() -> None:
     bomb = "x: &a0 [1,1,1,1,1,1,1,1,1]\n" + "".join(
         f"y{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
@@ -118,3 +133,45 @@ def test_other_encodings_are_refused(tmp_path: Path) -> None:
     for read in (read_json, read_yaml):
         with pytest.raises(FileError, match="is not text in UTF-8 or UTF-16: line 2"):
             read(path)
+
+
+class _Numbers(Document):
+    count: int = 1
+    share: float | None = None
+    hours: tuple[float, ...] = ()
+    flag: bool = False
+    either: bool | int = 0
+
+
+@pytest.mark.parametrize("written", [{"count": True}, {"share": False}, {"hours": [1.5, True]}])
+def test_flags_are_no_numbers(written: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="must be a number") as caught:
+        _Numbers.model_validate(written)
+    assert caught.value.errors()[0]["loc"] == tuple(written)
+
+
+def test_flags_are_flags_and_numbers_are_numbers() -> None:
+    found = _Numbers.model_validate(
+        {"count": 2, "share": None, "hours": [0, 1.5], "flag": True, "either": False}
+    )
+    assert (found.count, found.share, found.hours, found.flag) == (2, None, (0.0, 1.5), True)
+    assert found.either is False
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("", "size", True),
+        ("edge", "steps", True),
+        ("cloud", "guidance_scale", False),
+        ("distill", "images", True),
+    ],
+)
+def test_profiles_take_no_flags_for_numbers(
+    dummy_profile: Path, tmp_path: Path, part: str, field: str, value: bool
+) -> None:
+    written = json.loads((dummy_profile / "profile.json").read_text())
+    (written.setdefault(part, {}) if part else written)[field] = value
+    (tmp_path / "profile.json").write_text(json.dumps(written))
+    with pytest.raises(DekagError, match=rf"{field}.*must be a number"):
+        load_profile(tmp_path)

@@ -21,8 +21,8 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load, save
 
-from dekag.artifacts import UNREADABLE, Artifact
-from dekag.cala.config import CalaConfig
+from dekag.artifacts import UNREADABLE, Artifact, load_tensors
+from dekag.cala.config import MAX_TEXT_WIDTH, CalaConfig
 from dekag.cala.rate import QualityModel
 from dekag.cala.restoration import RestorationTable
 from dekag.codec import LatentCodec
@@ -49,6 +49,7 @@ class TransmissionKnowledge(Artifact):
     """
 
     label = "transmission knowledge"
+    base = "codec"
     parts = (CONFIG, WEIGHTS)
 
     @classmethod
@@ -135,7 +136,7 @@ class TransmissionKnowledge(Artifact):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Its weights by name, float16."""
-        return load(self._files[WEIGHTS])
+        return load_tensors(self._files[WEIGHTS])
 
     def attach(self, codec: LatentCodec) -> PeftModel:
         """Attach CALA's adapters to `codec`, which is modified.
@@ -169,15 +170,30 @@ class TransmissionKnowledge(Artifact):
             return f" {found}, newer than {FORMAT}, which is the newest known here: update this software"
         return ""
 
-    def check(self) -> None:
-        """Raises one of UNREADABLE unless every part is valid."""
-        if not isinstance(self.info["base_hash"], str):
+    @classmethod
+    def check_info(cls, info: Mapping[str, Any]) -> None:
+        """Raises one of UNREADABLE unless knowledge.json names a codec."""
+        if not isinstance(info["base_hash"], str):
             raise TypeError("base_hash")
+
+    def check(self) -> None:
+        """Raises one of UNREADABLE unless every part is valid.
+
+        What a few bytes of a configuration could make huge is limited, as attaching builds it before it is
+        compared with the weights.
+        """
+        tensors = self.tensors()
         if self.method == CALA:
-            self._check_config(self.config())
+            config = self.config()
+            self._check_config(config)
+            # keys and values of one layer, of those that read the prompt
+            if 2 * config.text_rank * config.text_width > sum(each.numel() for each in tensors.values()):
+                raise ValueError("text_width")
         elif not 0 < self.parameter_fraction <= MAX_PARAMETER_FRACTION:
             raise ValueError("share")
-        for name, tensor in self.tensors().items():
+        elif not 0 <= self.text_width <= MAX_TEXT_WIDTH:
+            raise ValueError("text_width")
+        for name, tensor in tensors.items():
             if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
                 raise ValueError(name)
         _ = self.quality, self.restoration

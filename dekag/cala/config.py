@@ -13,6 +13,8 @@ from dekag.errors import InvalidInputError
 
 GateKind = Literal["sigmoid", "softplus", "softmax", "linear"]
 KernelKind = Literal["separable", "pointwise", "full"]
+MAX_TEXT_WIDTH = 16384
+"""Largest width of a prompt's states."""
 
 
 def admit_peft_type(name: str) -> None:
@@ -102,9 +104,11 @@ class CalaConfig(PeftConfig):  # type: ignore[misc]
                 raise InvalidInputError(name, "a rank between 1 and 256", value)
         if not 2 <= self.text_rank <= 256 or self.text_rank % 2:
             raise InvalidInputError("text_rank", "an even rank between 2 and 256", self.text_rank)
-        if not 0 <= self.text_width <= 16384 or bool(self.text_width) != bool(self.text_modules):
+        if not 0 <= self.text_width <= MAX_TEXT_WIDTH or bool(self.text_width) != bool(self.text_modules):
             raise InvalidInputError(
-                "text_width", "between 1 and 16384 with text_modules, and 0 without", self.text_width
+                "text_width",
+                f"between 1 and {MAX_TEXT_WIDTH} with text_modules, and 0 without",
+                self.text_width,
             )
         if not 0 < self.scale <= 1000:
             raise InvalidInputError("scale", "above 0 and at most 1000", self.scale)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from dekag.documents import Document
 
 REVISION = "Commit, tag or branch on the hub. Default: its main branch."
 VARIANT = 'Variant of the files, such as "fp16". Default: none.'
@@ -13,7 +15,7 @@ Dtype = Literal["float32", "bfloat16"]
 """Number formats of weights and activations. float16 is not one: Stable Diffusion 2.1 overflows in it."""
 
 
-class ComponentProfile(BaseModel):
+class ComponentProfile(Document):
     """A component of a pipeline that comes from elsewhere."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -24,7 +26,7 @@ class ComponentProfile(BaseModel):
     variant: str | None = Field(default=None, description=VARIANT)
 
 
-class GeneratorProfile(BaseModel):
+class GeneratorProfile(Document):
     """A diffusers pipeline and its sampling settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -10,11 +10,16 @@ from dekag.link.conditions import LinkConditions
 Array = npt.NDArray[np.float64]
 
 
-def slot_capacities(conditions: LinkConditions) -> Array:
-    """(draws,) capacity of seeded slots with J blocks known to the receiver: mean_j log2(1 + |h_j|^2 SNR)."""
+def slot_capacities(conditions: LinkConditions, *, channel_uses: int = 64) -> Array:
+    """(draws,) capacity of seeded slots with J blocks known to the receiver: mean_j log2(1 + |h_j|^2 SNR).
+
+    Args:
+        conditions: of the link.
+        channel_uses: symbols of a slot; it matters where every symbol has its own gain.
+    """
     from dekag.link.outage import powers_db
 
-    snr = 10 ** ((conditions.snr_db + powers_db(conditions)) / 10)
+    snr = 10 ** ((conditions.snr_db + powers_db(conditions, channel_uses=channel_uses)) / 10)
     return np.asarray(np.log2(1 + snr).mean(axis=-1))
 
 
@@ -23,9 +28,9 @@ def ergodic_capacity(conditions: LinkConditions) -> float:
     return float(slot_capacities(conditions).mean())
 
 
-def outage_capacity(conditions: LinkConditions, outage: float = 0.1) -> float:
+def outage_capacity(conditions: LinkConditions, outage: float = 0.1, *, channel_uses: int = 64) -> float:
     """The highest rate at which a fraction `outage` of slots fails; the sender does not know the fades."""
-    return float(np.quantile(slot_capacities(conditions), outage))
+    return float(np.quantile(slot_capacities(conditions, channel_uses=channel_uses), outage))
 
 
 def bytes_within(channel_uses: int, bits_per_use: float) -> int:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from dekag import plugins
+from dekag.documents import Document
 from dekag.errors import InvalidInputError
 from dekag.link.registry import MIMO
 
@@ -53,7 +54,7 @@ FadingName = Annotated[str, AfterValidator(_known_fading), Field(json_schema_ext
 """A known kind of fading: one of `Fading`, or a plug-in (`dekag.plugins`)."""
 
 
-class LinkConditions(BaseModel):
+class LinkConditions(Document):
     """Mean SNR and fading of one transmission, and the knowledge and equaliser of its two ends.
 
     A field that does not apply to the chosen fading has no effect; only `trace` is refused then, as it

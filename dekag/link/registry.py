@@ -87,6 +87,9 @@ class RayleighMagnitude(Channel):
 
     The power |h|^2 is exponential with mean 1, as for complex gains, but the phase is left as it is, so that
     it takes no channel state information to decide by the phase. See `dekag.link.conventions`.
+
+    Without CSI, adapters and rate control are told of a direct path: told of Rayleigh fading, a codec counts
+    on phases that are turned, and loses 2 to 5 dB of PSNR.
     """
 
     name = "rayleigh-magnitude"
@@ -100,9 +103,13 @@ class RayleighMagnitude(Channel):
         gains: torch.Tensor = drawn.abs() + 0j
         return gains
 
+    def los_power_fraction(self, conditions: LinkConditions) -> float:
+        """1 to a receiver without CSI, as no phase is turned; otherwise 0, that of Rayleigh fading."""
+        return 1.0 if conditions.csi == "none" else 0.0
+
     def tau_rms_s(self, conditions: LinkConditions) -> float:
-        """The largest that conditions allow, as neighbouring symbols fade independently."""
-        return 1e-4
+        """The largest that conditions allow, as neighbouring symbols fade independently; 0 without CSI."""
+        return 0.0 if conditions.csi == "none" else 1e-4
 
 
 class Mimo(Channel):

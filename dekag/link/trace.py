@@ -1,9 +1,12 @@
-"""Playback of recorded channels: CSV files of time and SNR, or of time and complex gain.
+"""Playback of recorded channels: CSV files of time and SNR or of time and complex gain, SigMF recordings.
 
 A file `NAME.csv` starts with the line `time_s,snr_db` or `time_s,gain_re,gain_im`; times are ascending. Blank
 lines and lines starting with `# ` are ignored. If the header has semicolons or tabs instead of commas, so
 have the other lines, and their numbers may have decimal commas. A byte order mark is ignored. A sample is
 valid until the next one, the last sample for the mean sampling interval; then the trace starts over.
+
+A SigMF recording `NAME.sigmf-meta`, with `NAME.sigmf-data`, is a trace whose samples are the gains, as a
+receiver records them of a carrier that is sent without modulation. If there are both, `NAME.csv` is used.
 
 A trace describes how the channel *varies*: its mean power over time is scaled to 1, like that of every other
 fading, and `snr_db` of the conditions is the mean SNR. To play an SNR trace at its recorded level, use its
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,12 +30,14 @@ from dekag.files import read_lines
 from dekag.link.conditions import BLOCKS, BUILT_IN_TRACES
 from dekag.link.ofdm import SLOT_S
 
-MAX_BYTES = 4 * 2**20
+MAX_BYTES = 8 * 2**20
 MAX_SAMPLES = 100_000
 
 _SNR_HEADER = ["time_s", "snr_db"]
 _GAIN_HEADER = ["time_s", "gain_re", "gain_im"]
 _MAX_SNR_DB = 200.0
+_SUFFIXES = (".csv", ".sigmf-meta")
+_MAX_SAMPLE_BYTES = 16  # of any data type of SigMF
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _SEPARATORS = (",", ";", "\t")
 _PLAIN = " (with commas between columns, numbers need a decimal point)"
@@ -66,7 +72,8 @@ class Trace:
 
 def names(folder: Path = BUILT_IN_TRACES) -> list[str]:
     """The names of the traces in that folder, sorted."""
-    return sorted(path.stem for path in folder.glob("*.csv") if re.fullmatch("[a-z0-9-]{1,64}", path.stem))
+    files = [path for suffix in _SUFFIXES for path in folder.glob(f"*{suffix}")]
+    return sorted({path.stem for path in files if re.fullmatch("[a-z0-9-]{1,64}", path.stem)})
 
 
 def load(name: str, folder: Path = BUILT_IN_TRACES) -> Trace:
@@ -77,22 +84,53 @@ def load(name: str, folder: Path = BUILT_IN_TRACES) -> Trace:
     """
     if name not in names(folder):  # a name is looked up, never joined to a path
         raise InvalidInputError("link.trace", f"one of {', '.join(names(folder)) or 'no traces'}", name)
-    path = folder / f"{name}.csv"
+    paths = [folder / f"{name}{suffix}" for suffix in _SUFFIXES]
+    path = paths[0] if os.path.lexists(paths[0]) else paths[1]
     try:
-        state = path.stat()
-        return _read(path, state.st_mtime_ns, state.st_size)
+        return _read(path, tuple(_state(each) for each in _files(path)))
     except OSError as error:  # it was just deleted, or is a dangling link
         raise _broken(path, "exist", error.strerror) from None
 
 
+def _files(path: Path) -> tuple[Path, ...]:
+    """The files that a trace consists of."""
+    return (path,) if path.suffix == ".csv" else (path, path.with_suffix(".sigmf-data"))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """What changes when the file does."""
+    state = path.stat()
+    return state.st_mtime_ns, state.st_size
+
+
 @lru_cache(maxsize=16)
-def _read(path: Path, modified_ns: int, size: int) -> Trace:
+def _read(path: Path, state: tuple[tuple[int, int], ...]) -> Trace:
     """The trace in the file; the cache is invalidated when the file changes."""
     try:
+        if path.suffix != ".csv":
+            return _recorded(path, state[1][1])
         return _parse(path, read_lines(path, max_bytes=MAX_BYTES))
     except FileError as error:
         allowed = f"a trace that can be read: {path.name} {error.problem}"
         raise InvalidInputError("link.trace", allowed, path.name) from None
+
+
+def _recorded(path: Path, data_bytes: int) -> Trace:
+    """The trace of a SigMF recording with so many bytes of samples."""
+    from dekag.link.recordings import read_sigmf
+
+    if data_bytes > MAX_SAMPLES * _MAX_SAMPLE_BYTES:
+        raise _broken(path, f"hold 2 to {MAX_SAMPLES} samples; resample it", f"{data_bytes} bytes")
+    try:
+        samples, rate_hz = read_sigmf(path)
+    except ModuleNotFoundError:
+        raise _broken(path, "be a .csv file where the extra iq is not installed", path.name) from None
+    except FileError as error:  # its folder is none of a client's business
+        raise FileError(path, error.problem.replace(f"{path.parent}{os.sep}", "")) from None
+    if not 2 <= len(samples) <= MAX_SAMPLES:
+        raise _broken(path, f"hold 2 to {MAX_SAMPLES} samples; resample it", len(samples))
+    times = torch.arange(len(samples), dtype=torch.float64) / rate_hz
+    return _trace(path, times, samples.to(torch.complex128))
 
 
 def _parse(path: Path, texts: list[tuple[int, str]]) -> Trace:
@@ -119,7 +157,12 @@ def _parse(path: Path, texts: list[tuple[int, str]]) -> Trace:
         gains = (10 ** (values[:, 1] / 20)).to(torch.complex128)
     else:
         gains = torch.complex(values[:, 1], values[:, 2])
-    period_s = times[-1].item() * len(lines) / (len(lines) - 1)
+    return _trace(path, times, gains)
+
+
+def _trace(path: Path, times: torch.Tensor, gains: torch.Tensor) -> Trace:
+    """The trace of gains that start at those times, scaled to mean power 1."""
+    period_s = times[-1].item() * len(times) / (len(times) - 1)
     holds = torch.cat([times[1:], torch.tensor([period_s], dtype=torch.float64)]) - times
     mean_power = ((gains.abs().square() * holds).sum() / period_s).item()
     if not 0 < mean_power < math.inf:

@@ -58,17 +58,30 @@ class AlignedGenerator:
         if content_hash in self._updates:
             self._updates.move_to_end(content_hash)
             return
+        self.check(update)
+        if update.lora:
+            self._adapters.add(content_hash, update.lora)
+        while len(self._updates) >= self._capacity:
+            self.remove(next(iter(self._updates)))
+        self._updates[content_hash] = update
+
+    def check(self, update: KnowledgeUpdate) -> None:
+        """Raises MismatchError unless `add` would load the update; thread-safe."""
         if update.base_hash != self.model_hash:
             raise MismatchError(
                 f"knowledge update {update.topic!r} fits base model {update.base_hash[:12]}, "
                 f"this one is {self.model_hash[:12]}"
             )
         self._check_metaword(update)
-        if update.lora:
-            self._adapters.add(content_hash, update.lora)
-        while len(self._updates) >= self._capacity:
-            self.remove(next(iter(self._updates)))
-        self._updates[content_hash] = update
+        self._adapters.check(update.lora)
+
+    def fits(self, update: KnowledgeUpdate) -> bool:
+        """Whether `add` would load the update; thread-safe."""
+        try:
+            self.check(update)
+        except MismatchError:
+            return False
+        return True
 
     def remove(self, content_hash: str) -> None:
         """Unload an update, if it is loaded."""

@@ -51,6 +51,14 @@ class BatchedLora:
         Raises:
             MismatchError: a factor does not fit its layer.
         """
+        self._loaded[name] = self._fitting(lora)
+
+    def check(self, lora: Mapping[str, torch.Tensor]) -> None:
+        """Raises MismatchError unless `add` would load that adapter; thread-safe."""
+        self._fitting(lora)
+
+    def _fitting(self, lora: Mapping[str, torch.Tensor]) -> Factors:
+        """The factors by layer; MismatchError if one does not fit its layer."""
         factors: Factors = {}
         for key in lora:
             layer, which = key.rsplit(".lora_", 1)
@@ -61,7 +69,7 @@ class BatchedLora:
             fits = a.ndim == b.ndim == weight.ndim and a.shape[1:] == weight.shape[1:]
             if not fits or b.shape[0] != weight.shape[0] or b.shape[1] != a.shape[0] or b[0, 0].numel() != 1:
                 raise MismatchError(f"the LoRA does not fit layer {layer[:80]!r}")
-        self._loaded[name] = factors
+        return factors
 
     def remove(self, name: str) -> None:
         """Unload an adapter, if it is loaded."""

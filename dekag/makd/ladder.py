@@ -198,21 +198,22 @@ class Rung:
         return fmean(self.gains)
 
 
-def smallest_enough(rungs: Sequence[Rung], full: Rung, keep: float) -> Rung:
+def smallest_enough(rungs: Sequence[Rung], keep: float) -> Rung:
     """The smallest rung that gains `keep` times what the best of them does, as far as the prompts can tell.
 
     It may fall short of that by one standard error of the shortfall, which few prompts cannot tell from none:
     the rule of one standard error of Breiman et al., "Classification and Regression Trees", 1984.
 
+    If none gains anything, it is the smallest of all: whoever publishes it anyway pays as little as can be.
+
     Example:
         >>> from dekag.makd.ladder import Form, Rung, smallest_enough
         >>> small, full = Rung(Form(1, 2), 17_000, [0.4, 0.56]), Rung(Form(5, 4), 140_000, [0.4, 0.6])
-        >>> smallest_enough([small, full], full, keep=0.95).form
+        >>> smallest_enough([small, full], keep=0.95).form
         Form(rank=1, bits=2)
 
     Args:
         rungs: to choose from, at least one.
-        full: the full form, which is chosen if none gains anything.
         keep: above 0 and up to 1; at 1, the best is chosen.
     """
     best = max(rungs, key=lambda rung: rung.gain)
@@ -222,5 +223,5 @@ def smallest_enough(rungs: Sequence[Rung], full: Rung, keep: float) -> Rung:
         error = stdev(missing) / math.sqrt(len(missing)) if len(missing) > 1 and keep < 1 else 0.0
         return fmean(missing) <= error
 
-    enough = [rung for rung in rungs if rung is best or is_enough(rung)]
-    return min(enough, key=lambda rung: rung.size_bytes) if best.gain > 0 else full
+    enough = [rung for rung in rungs if rung is best or is_enough(rung)] if best.gain > 0 else rungs
+    return min(enough, key=lambda rung: rung.size_bytes)

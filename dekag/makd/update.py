@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from dekag.api.limits import MAX_PROMPT_CHARS, check_topic, check_trigger_lengths
-from dekag.artifacts import HISTORY, Artifact, content_hash
-from dekag.documents import DocumentError, parse_json
+from dekag.artifacts import HISTORY, Artifact, content_hash, load_tensors
+from dekag.documents import MAX_NODES, DocumentError, parse_json
 from dekag.errors import InvalidInputError, MismatchError, NumericalError
 from dekag.makd.metaword import token_rows
 from dekag.makd.quantization import LAYERS, STEPS, VALUES, pack, pack_vectors, unpack, unpack_vectors
@@ -72,14 +72,15 @@ class KnowledgeUpdate(Artifact):
         """`files`: that of the tensors, if there are any; use `new` or `from_files`."""
         super().__init__(info, files)
         self.history = dict(history or {})
-        self._tensors = load(files[TENSORS]) if TENSORS in files else {}
+        self._tensors = load_tensors(files[TENSORS]) if TENSORS in files else {}
         vectors = {
             name: unpack_vectors(self._tensors[name]) for name in self._tensors.keys() & {METAWORD, WORDS}
         }
         self.metaword = vectors.get(METAWORD, torch.zeros(0, 0))
-        self.words = (
-            dict(zip(dict.fromkeys(self.triggers), vectors[WORDS], strict=True)) if WORDS in vectors else {}
-        )
+        words = dict.fromkeys(self.triggers) if WORDS in vectors else {}
+        if len(words) != len(vectors.get(WORDS, ())):  # before each row becomes an object
+            raise ValueError(WORDS)
+        self.words = dict(zip(words, vectors.get(WORDS, ()), strict=True))
         self.lora = unpack(self._tensors) if LAYERS in self._tensors else {}
 
     @classmethod
@@ -132,27 +133,44 @@ class KnowledgeUpdate(Artifact):
         return {**self.to_files(), HISTORY: json.dumps(said, indent=1, sort_keys=True).encode()}
 
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+    def from_files(cls, files: Mapping[str, bytes], *, announced: str = "", base_hash: str = "") -> Self:
         """The update in the files, with its history if history.json is among them.
+
+        Args:
+            files, announced, base_hash: as in `Artifact.from_files`.
 
         Raises:
             MismatchError: as in `Artifact.from_files`; or history.json is damaged or of another update.
         """
-        update = super().from_files(files)
+        update = super().from_files(files, announced=announced, base_hash=base_hash)
         if HISTORY in files:
             update.history = _read_history(files[HISTORY], update.content_hash)
         return update
 
-    def expanded(self) -> dict[str, bytes]:
+    def expanded(self, version: int | None = None) -> dict[str, bytes]:
         """Standard files by name, of 16 bits per number, for plain diffusers.
 
         `load_lora_weights` reads `pytorch_lora_weights.safetensors`, and `load_textual_inversion` each of the
         other files: `learned_embeds.safetensors` with the shared vectors, and `learned_embeds_1.safetensors`
         and so on with that of a trigger each, in their order. The tensor in such a file is named as its token
         in a prompt: `placeholder(topic)` and `placeholder(topic, word)`.
+
+        The metadata of each file have an entry `dekag`, JSON with topic, version, rank (the largest of all
+        layers, 0 without a LoRA), base_hash and content_hash. The content hash covers the bytes of the
+        update's own file, which has no such entry: what it would say is in knowledge.json and the catalogue.
+
+        Args:
+            version: of the topic, under which the update was published; None, which becomes null: not known.
         """
+        said = {
+            "topic": self.topic,
+            "version": version,
+            "rank": self.rank,
+            "base_hash": self.base_hash,
+            "content_hash": self.content_hash,
+        }
         # one entry, as safetensors writes several in any order
-        described = {"dekag": json.dumps({"topic": self.topic, "base_hash": self.base_hash}, sort_keys=True)}
+        described = {"dekag": json.dumps(said, sort_keys=True)}
         files = {}
         if len(self.metaword):
             files[EMBEDS] = save({placeholder(self.topic): self.metaword}, described)
@@ -173,6 +191,11 @@ class KnowledgeUpdate(Artifact):
     def triggers(self) -> tuple[str, ...]:
         """Words or phrases by which a prompt needs this update."""
         return tuple(self.info["triggers"])
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a layer's LoRA; 0 without a LoRA."""
+        return max((len(factor) for name, factor in self.lora.items() if ".lora_A." in name), default=0)
 
     @property
     def vectors(self) -> torch.Tensor:
@@ -211,16 +234,17 @@ class KnowledgeUpdate(Artifact):
             f"`dekag train knowledge --topic {name}`"
         )
 
-    def check(self) -> None:
-        """Raises ValueError unless every part has the expected type and shape."""
-        triggers = self.info["triggers"]
-        if unknown := ", ".join(sorted(self.info.keys() - _INFO)):
-            raise MismatchError(f"{self.label} has entries that are not known here: {unknown[:200]}")
-        if self.info.keys() != _INFO:
+    @classmethod
+    def check_info(cls, info: Mapping[str, Any]) -> None:
+        """Raises ValueError or MismatchError unless knowledge.json says what it must."""
+        triggers = info.get("triggers")
+        if unknown := ", ".join(sorted(info.keys() - _INFO)):
+            raise MismatchError(f"{cls.label} has entries that are not known here: {unknown[:200]}")
+        if info.keys() != _INFO:
             raise ValueError("entries")
         if not isinstance(triggers, list) or not triggers:
             raise ValueError("triggers")
-        named = (self.info["topic"], self.info["base_hash"])
+        named = (info["topic"], info["base_hash"])
         if not all(isinstance(text, str) for text in (*named, *triggers)):
             raise ValueError("texts")
         if max(map(len, named)) > MAX_PROMPT_CHARS:
@@ -228,16 +252,20 @@ class KnowledgeUpdate(Artifact):
         try:
             check_trigger_lengths(triggers)
         except InvalidInputError as error:  # which says what is allowed, other than for damage
-            raise MismatchError(f"{self.label} cannot be used: {error}") from None
-        if not 1 <= self.guidance_scale <= 30:
+            raise MismatchError(f"{cls.label} cannot be used: {error}") from None
+        if not 1 <= float(info["guidance_scale"]) <= 30:
             raise ValueError("guidance_scale")
+
+    def check(self) -> None:
+        """Raises ValueError unless every part has the expected type and shape."""
         if not self._tensors.keys() <= {METAWORD, WORDS, LAYERS, STEPS, VALUES}:
             raise ValueError(TENSORS)
         if not self.lora and self._tensors.keys() & {STEPS, VALUES}:
             raise ValueError(LAYERS)
         vectors = {METAWORD: self.metaword, **self.words}
         for name, tensor in {**vectors, **self.lora}.items():
-            if not torch.isfinite(tensor).all():
+            # of the extremes, which NaN is among: one of all numbers takes several times their memory
+            if tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
                 raise ValueError(name)
         if self.metaword.ndim != 2:
             raise ValueError(METAWORD)
@@ -260,7 +288,7 @@ def _read_history(data: bytes, update_hash: str) -> dict[str, Any]:
     if len(data) > MAX_HISTORY_BYTES:
         raise MismatchError(f"{HISTORY} is larger than {MAX_HISTORY_BYTES} bytes")
     try:
-        history = parse_json(data, HISTORY)
+        history = parse_json(data, HISTORY, max_nodes=MAX_NODES)
     except DocumentError as error:
         raise MismatchError(f"the history of the knowledge update is damaged: {error}") from error
     if isinstance(history, dict) and history.pop("hash", None) == _history_hash(history, update_hash):

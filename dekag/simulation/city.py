@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -26,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from dekag.documents import read_yaml
+from dekag.documents import Document, read_yaml
 from dekag.errors import DekagError, InvalidInputError
 from dekag.link.timing import BackhaulTime
 from dekag.simulation.deliveries import DeliveryTable
@@ -36,7 +35,7 @@ CITIES = Path(__file__).parent / "cities"
 DAY_S = 86_400.0
 
 
-class _Section(BaseModel):
+class _Section(Document):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 

@@ -24,16 +24,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from dekag import plugins
+from dekag.documents import Document
 from dekag.errors import InvalidInputError
 from dekag.simulation.deliveries import DeliveryTable
 
 Array = npt.NDArray[np.float64]
 
 
-class PolicyChoice(BaseModel):
+class PolicyChoice(Document):
     """A policy by name, and its parameters as further fields."""
 
     model_config = ConfigDict(extra="allow", frozen=True)

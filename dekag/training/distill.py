@@ -762,7 +762,7 @@ def distill(
     }
     # a form that would not be published is chosen only if that is true of all
     able = [form for form in made if not why_no_better(scores[form])] or list(made)
-    chosen = smallest_enough([rungs[form] for form in able], rungs[full], config.keep).form
+    chosen = smallest_enough([rungs[form] for form in able], config.keep).form
     save_sheet([list(references), rows["before"], rows[str(chosen)]], folder / SAMPLES)
     ladder = [
         {

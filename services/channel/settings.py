@@ -19,7 +19,9 @@ class ChannelSettings(CommonSettings):
         description="host:port of the service that provides the symbols: an edge or another channel.",
     )
     traces: DirectoryPath = Field(
-        BUILT_IN_TRACES, description="Folder of the traces that requests can use, as files NAME.csv."
+        BUILT_IN_TRACES,
+        description="Folder of the traces that requests can use: files NAME.csv, or SigMF recordings "
+        "NAME.sigmf-meta.",
     )
     max_queue: int = Field(
         256, ge=1, le=MANY, description="Upper limit of requests in the queue; further requests are refused."

@@ -20,6 +20,7 @@ from dekag.console import plain_console
 from dekag.errors import DekagError, InvalidInputError
 from dekag.files import check_folder
 from dekag.link import LinkConditions
+from dekag.link.conditions import BUILT_IN_TRACES
 from dekag.pictures import PictureFile, find_pictures
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class LinkOptions:
         image_format: "webp", "avif" or "jpeg"; of conventional deliveries.
         count: pictures to send; None: all.
         profile: the models.
+        traces: folder of the traces that the conditions may name.
     """
 
     deliveries: Sequence[str]
@@ -65,6 +67,7 @@ class LinkOptions:
     image_format: ImageFormat = "webp"
     count: int | None = None
     profile: str = "stickers"
+    traces: Path = BUILT_IN_TRACES
 
 
 def run_link(
@@ -96,7 +99,7 @@ def run_link(
     if options.conditions.trace is not None:
         from dekag.link import trace
 
-        trace.load(options.conditions.trace)
+        trace.load(options.conditions.trace, options.traces)
     if folder.skipped:
         err.print(folder.skipped_note, soft_wrap=True)
     with err.status("loading the models"):
@@ -171,7 +174,13 @@ def _sent(
         if delivery == "conventional":
             yield (
                 delivery,
-                send_file(picture, options.conditions, image_format=options.image_format, seed=seed),
+                send_file(
+                    picture,
+                    options.conditions,
+                    image_format=options.image_format,
+                    seed=seed,
+                    traces=options.traces,
+                ),
             )
             continue
         aligned = delivery == "semantic"
@@ -185,6 +194,7 @@ def _sent(
                 cbr=options.cbr,
                 target_psnr_db=options.target_psnr_db if aligned else None,
                 restoration=options.restoration if aligned else "none",  # type: ignore[arg-type]
+                traces=options.traces,
             ),
         )
 

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from dekag.api.limits import MAX_STEPS, check_cbr, check_prompt, check_target_psnr_db
 from dekag.api.schemas import ImageFormat, Restoration
-from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
+from dekag.files import list_folder
+from dekag.link.conditions import BUILT_IN_TRACES, Csi, EqualizerKind, Fading, LinkConditions
 from dekag.makd.config import RANGES, DistillConfig
 from services.cli.extras import UsageError
 from services.cli.link import DELIVERIES as LINK_DELIVERIES
@@ -27,6 +28,16 @@ RicianK = Annotated[
 ]
 Speed = Annotated[float, typer.Option(help="Speed of the receiver, m/s; tdl-* only.")]
 Trace = Annotated[str | None, typer.Option(help="Name of the trace, such as walk or drive; trace only.")]
+Traces = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the traces: files NAME.csv, or SigMF recordings NAME.sigmf-meta; trace only. "
+        "Default: the built-in ones."
+    ),
+]
+TraceStart = Annotated[
+    float, typer.Option(help="Time in the trace at which each transmission starts, s; trace only.")
+]
 ReceiverCsi = Annotated[Csi, typer.Option(help="Channel state information at the receiver.")]
 Equalizer = Annotated[EqualizerKind, typer.Option(help="Equaliser of the receiver.")]
 _FADING = f"Kind of fading: {', '.join(get_args(Fading))}, or the name of a plug-in."
@@ -259,6 +270,8 @@ def link(
     rician_k_db: RicianK = 6.0,
     speed_m_s: Speed = 0.0,
     trace: Trace = None,
+    traces: Traces = None,
+    trace_start_s: TraceStart = 0.0,
     csi: ReceiverCsi = "perfect",
     equalizer: Equalizer = "mmse",
     delivery: Annotated[
@@ -313,9 +326,14 @@ def link(
         rician_k_db=rician_k_db,
         speed_m_s=speed_m_s,
         trace=trace,
+        trace_start_s=trace_start_s,
         csi=csi,
         equalizer=equalizer,
     )
+    if traces is not None:
+        if fading != "trace":
+            raise typer.BadParameter("must be left out unless --fading is trace", param_hint="--traces")
+        list_folder(traces)
     rate, deliveries = _rate(cbr), list(dict.fromkeys(delivery or ["semantic", "conventional"]))
     if unknown := [name for name in deliveries if name not in LINK_DELIVERIES]:
         problem = f"must be of {', '.join(LINK_DELIVERIES)}; got {', '.join(unknown)}"
@@ -343,6 +361,7 @@ def link(
         image_format=image_format,
         count=count,
         profile=profile,
+        traces=traces or BUILT_IN_TRACES,
     )
     raise typer.Exit(run_link(path, options, output=output, force=force, as_json=as_json))
 

@@ -51,25 +51,35 @@ def update_of(folder: Path) -> KnowledgeUpdate:
     return KnowledgeUpdate.load(folder)
 
 
-def adapters_in(files: Mapping[str, bytes]) -> TransmissionKnowledge:
-    """Uploaded adapters; MismatchError if they are damaged, InvalidInputError if there are other files."""
+def adapters_in(files: Mapping[str, bytes], codec_hash: str) -> TransmissionKnowledge:
+    """Uploaded adapters for the codec with that hash.
+
+    Raises:
+        MismatchError: they are damaged, or fit another codec.
+        InvalidInputError: there are other files.
+    """
     from dekag.cala.artifact import TransmissionKnowledge
 
-    return _uploaded(TransmissionKnowledge, files)
+    return _uploaded(TransmissionKnowledge, files, codec_hash)
 
 
-def update_in(files: Mapping[str, bytes]) -> KnowledgeUpdate:
-    """An uploaded update; MismatchError if it is damaged, InvalidInputError if there are other files."""
+def update_in(files: Mapping[str, bytes], edge_hash: str) -> KnowledgeUpdate:
+    """An uploaded update for the edge model with that hash.
+
+    Raises:
+        MismatchError: it is damaged, or fits another model.
+        InvalidInputError: there are other files.
+    """
     from dekag.makd.update import KnowledgeUpdate
 
-    return _uploaded(KnowledgeUpdate, files)
+    return _uploaded(KnowledgeUpdate, files, edge_hash)
 
 
-def _uploaded(kind: type[_Artifact], files: Mapping[str, bytes]) -> _Artifact:
+def _uploaded(kind: type[_Artifact], files: Mapping[str, bytes], base_hash: str) -> _Artifact:
     known = (INFO, *kind.parts, *kind.beside)
     if unknown := sorted(files.keys() - set(known)):
         raise InvalidInputError("files", f"among {', '.join(known)}", ", ".join(unknown))
-    return kind.from_files(files)
+    return kind.from_files(files, base_hash=base_hash)
 
 
 def try_out(knowledge: TransmissionKnowledge, codec: str, codec_hash: str) -> None:

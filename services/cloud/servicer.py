@@ -432,7 +432,7 @@ class CloudServicer(CloudBase):
         def publish() -> Knowledge:
             from services.cloud.publish import publish_update, update_in
 
-            update = update_in(dict(request.files))
+            update = update_in(dict(request.files), edge_hash)
             if update.topic != topic:
                 raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
             owner = "" if request.admin else request.owner
@@ -458,7 +458,7 @@ class CloudServicer(CloudBase):
         def publish() -> TransmissionKnowledge:
             from services.cloud.publish import adapters_in, publish_adapters, try_out
 
-            knowledge = adapters_in(dict(request.files))
+            knowledge = adapters_in(dict(request.files), self._codec_hash)
             try_out(knowledge, self._codec, self._codec_hash)
             check_quotas(self._settings, None)
             manifest = publish_adapters(knowledge, self._transmission, self._codec_hash)

@@ -17,6 +17,7 @@ from services.common.cache import Cache
 from services.common.knowledge import update_key
 
 Files = Mapping[str, bytes]
+_MAX_REMEMBERED = 10_000  # hashes of what was fetched
 
 
 class _Hashed(Protocol):
@@ -29,22 +30,35 @@ _log = structlog.get_logger()
 
 
 class ArtifactCache(Generic[_Artifact]):
-    """An LRU cache of artifacts.
+    """An LRU cache of artifacts, and of the files that they were made of, which take less memory.
 
     Args:
         name: name of the kind of artifact, for messages.
         label: label of the kind of artifact, for metrics.
-        load: makes an artifact of its files; raises MismatchError if they are damaged.
+        load: makes an artifact of its files and of the hash that it must have, compared before the rest is
+            read; raises MismatchError if it has another, or the files are damaged.
         cache: Redis, the first source of an artifact's files.
         capacity: number of artifacts held in memory.
+        kept_bytes: memory for files, from which artifacts are made again.
+        is_useful: whether an artifact, which is intact, is of use here; others are not held.
     """
 
     def __init__(
-        self, name: str, label: str, load: Callable[[Files], _Artifact], cache: Cache, *, capacity: int
+        self,
+        name: str,
+        label: str,
+        load: Callable[[Files, str], _Artifact],
+        cache: Cache,
+        *,
+        capacity: int,
+        kept_bytes: int = 0,
+        is_useful: Callable[[_Artifact], bool] = lambda _: True,
     ) -> None:
         self._name, self._label, self._load, self._cache = name, label, load, cache
-        self._capacity = capacity
+        self._capacity, self._kept_bytes, self._is_useful = capacity, kept_bytes, is_useful
         self._held: OrderedDict[str, _Artifact] = OrderedDict()
+        self._files: OrderedDict[str, Files] = OrderedDict()
+        self._fetched: OrderedDict[str, None] = OrderedDict()
         self._fetching = asyncio.Lock()
 
     def held(self, content_hash: str) -> _Artifact | None:
@@ -79,34 +93,61 @@ class ArtifactCache(Generic[_Artifact]):
         async with self._fetching:
             if (held := self.held(content_hash)) is not None:  # fetched by a concurrent request
                 return held, 0
-            artifact, sent_bytes = await self._from_redis(content_hash)
-            if artifact is None:
-                files, fetched_bytes = await fetch()
-                sent_bytes += fetched_bytes
-                artifact = await asyncio.to_thread(self._checked, content_hash, files)
-            metrics.KNOWLEDGE_LOADED.labels(self._label).inc()
-            self.keep(artifact)
+            if (files := self._files.get(content_hash)) is not None:
+                self._files.move_to_end(content_hash)
+                artifact, sent_bytes = await asyncio.to_thread(self._load, files, content_hash), 0
+            else:
+                artifact, sent_bytes = await self._fetch(content_hash, fetch)
+            if self._is_useful(artifact):
+                self.keep(artifact)
         return artifact, sent_bytes
+
+    async def _fetch(
+        self, content_hash: str, fetch: Callable[[], Awaitable[tuple[Files, int]]]
+    ) -> tuple[_Artifact, int]:
+        artifact, sent_bytes = await self._from_redis(content_hash)
+        if artifact is None:
+            files, fetched_bytes = await fetch()
+            sent_bytes += fetched_bytes
+            artifact = await asyncio.to_thread(self._load, files, content_hash)
+            self._keep_files(content_hash, files)
+        metrics.KNOWLEDGE_LOADED.labels(self._label).inc()
+        if content_hash in self._fetched:  # its bytes are paid for once more
+            metrics.KNOWLEDGE_FETCHED_AGAIN.labels(self._label).inc()
+            _log.info(f"{self._name} fetched again: it had been dropped", bytes=sent_bytes, hash=content_hash)
+        self._fetched[content_hash] = None
+        self._fetched.move_to_end(content_hash)
+        while len(self._fetched) > _MAX_REMEMBERED:
+            self._fetched.popitem(last=False)
+        return artifact, sent_bytes
+
+    def _keep_files(self, content_hash: str, files: Files) -> None:
+        if _size(files) > self._kept_bytes:  # nothing else is dropped for what cannot be kept
+            return
+        self._files[content_hash] = files
+        left = self._kept_bytes - sum(map(_size, self._files.values()))
+        while left < 0:
+            left += _size(self._files.popitem(last=False)[1])
 
     async def _from_redis(self, content_hash: str) -> tuple[_Artifact | None, int]:
         fields = await self._cache.get_hash(update_key(content_hash))
         if not fields:
             return None, 0
         files = {name.decode(errors="replace"): data for name, data in fields.items()}
-        sent_bytes = sum(len(name) + len(data) for name, data in fields.items())
+        sent_bytes = _size(fields)
         try:
-            return await asyncio.to_thread(self._checked, content_hash, files), sent_bytes
+            artifact = await asyncio.to_thread(self._load, files, content_hash)
         except MismatchError as error:
             _log.warning(f"{self._name} in Redis is damaged", error=str(error))
             await self._cache.delete(update_key(content_hash))  # the cloud writes an intact copy
             return None, sent_bytes
+        self._keep_files(content_hash, files)
+        return artifact, sent_bytes
 
-    def _checked(self, content_hash: str, files: Files) -> _Artifact:
-        """The artifact in ``files``; MismatchError unless it is intact and has that hash."""
-        artifact = self._load(files)
-        if artifact.content_hash != content_hash:
-            raise MismatchError(f"{self._name} {content_hash[:12]} does not have the announced content")
-        return artifact
+
+def _size(files: Mapping[str, bytes] | Mapping[bytes, bytes]) -> int:
+    """Bytes of names and contents."""
+    return sum(len(name) + len(data) for name, data in files.items())
 
 
 class CachedResponse(Generic[_Response]):

@@ -83,6 +83,11 @@ BATCH_SIZE = Histogram(
 KNOWLEDGE_LOADED = Counter(
     "dekag_knowledge_loaded", "Knowledge updates and adapters fetched into memory.", ["kind"]
 )
+KNOWLEDGE_FETCHED_AGAIN = Counter(
+    "dekag_knowledge_fetched_again",
+    "Of those, fetched before by the same process, and dropped since for lack of room.",
+    ["kind"],
+)
 REJECTED = Counter(
     "dekag_rejected", "Values in Redis that were not used, as their signature or seal is invalid.", ["kind"]
 )

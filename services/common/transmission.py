@@ -123,7 +123,10 @@ class CodecCache:
         response, sent_bytes = await self._fetch(content_hash)
         return dict(response.files), sent_bytes
 
-    def _load(self, files: Files) -> AlignedCodec:
+    def _load(self, files: Files, content_hash: str) -> AlignedCodec:
         from dekag.cala.artifact import TransmissionKnowledge
 
-        return self.base.with_knowledge(TransmissionKnowledge.from_files(files))
+        knowledge = TransmissionKnowledge.from_files(
+            files, announced=content_hash, base_hash=self.base.base_hash
+        )
+        return self.base.with_knowledge(knowledge)

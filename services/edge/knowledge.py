@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -77,16 +77,29 @@ class Knowledge:
         self._checked: Mapping[str, Manifest] = {}
         self._checked_until = 0.0
         self._teachable: Mapping[str, Sequence[str]] = {}
+        self._fits: Callable[[KnowledgeUpdate], bool]
         self._updates: ArtifactCache[KnowledgeUpdate] = ArtifactCache(
-            "knowledge", "update", _load, cache, capacity=settings.knowledge_capacity
+            "knowledge",
+            "update",
+            _load,
+            cache,
+            capacity=settings.knowledge_capacity,
+            kept_bytes=settings.knowledge_mib * 2**20,
+            is_useful=lambda update: self._fits(update),
         )
         self._cached_catalogue: CachedResponse[Mapping[str, Manifest]] = CachedResponse(
             self._query_cloud, {}, keep_s=settings.knowledge_keep_s, subject="which knowledge exists"
         )
 
-    def load(self, teachable: Mapping[str, Sequence[str]]) -> None:
-        """Sets the triggers of topics that the cloud can distil, by topic."""
-        self._teachable = teachable
+    def load(self, teachable: Mapping[str, Sequence[str]], fits: Callable[[KnowledgeUpdate], bool]) -> None:
+        """Sets what the profile says.
+
+        Args:
+            teachable: triggers of topics that the cloud can distil, by topic.
+            fits: whether the edge's model can draw with an update; others are not held, as they may be larger
+                than any that does.
+        """
+        self._teachable, self._fits = teachable, fits
 
     async def choose(self, request: DeliveryRequest, base_hash: str) -> Choice:
         """The updates to use for ``request``, or that the cloud sends its image.
@@ -242,7 +255,7 @@ def _fitting(topics: Sequence[str], known: Mapping[str, Manifest], base_hash: st
     return [known[topic] for topic in topics if known[topic].base_hash == base_hash]
 
 
-def _load(files: Files) -> KnowledgeUpdate:
+def _load(files: Files, content_hash: str) -> KnowledgeUpdate:
     from dekag.makd.update import KnowledgeUpdate
 
-    return KnowledgeUpdate.from_files(files)
+    return KnowledgeUpdate.from_files(files, announced=content_hash)

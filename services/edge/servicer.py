@@ -233,7 +233,7 @@ class EdgeServicer(DownlinkServicer):
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codecs.load(profile)
         self._prompts.load(profile, self._codecs)
-        self._knowledge.load(topic_triggers(read_topics(profile.topics)))
+        self._knowledge.load(topic_triggers(read_topics(profile.topics)), self._generator.fits)
         warm_up()
 
     async def close(self) -> None:
@@ -423,9 +423,11 @@ class EdgeServicer(DownlinkServicer):
             return _GenerationResult(cached, True, knowledge, 0)
         updates, fetched_bytes = [], 0
         for manifest in knowledge:
+            update: KnowledgeUpdate | None = None
             try:
                 update, sent_bytes = await self._knowledge.fetch(manifest)
                 fetched_bytes += sent_bytes
+                self._generator.check(update)  # not only after it has waited for the model
                 if not self._generator.has(update.content_hash):
                     await self._generating.run_exclusive(self._generator.add, update)
                 updates.append(update)
@@ -433,6 +435,7 @@ class EdgeServicer(DownlinkServicer):
                 if request.knowledge is not None:
                     raise
                 _log.warning("skipping knowledge", topic=manifest.topic, error=str(error))
+                update = None  # of no use, and it may be large
         if refusing:
             self._check_length(request.prompt, updates)
         available = {update.content_hash for update in updates}

@@ -1,4 +1,4 @@
-"""Request bodies: limited in size, decompressed and parsed as lossless JSON (``dekag.documents``).
+"""Request bodies: limited in size and values, decompressed, parsed as lossless JSON (``dekag.documents``).
 
 A form with a picture becomes the JSON that says the same, so that routes know JSON alone.
 """
@@ -19,7 +19,7 @@ from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from dekag.documents import DocumentError, parse_json
+from dekag.documents import MAX_NODES, DocumentError, parse_json
 
 BODY = "body"
 """Name of the body in errors."""
@@ -220,7 +220,7 @@ class _JsonRequest(Request):
     async def json(self) -> Any:
         """The parsed body; DocumentError if it is not JSON or parsing would lose information."""
         if not hasattr(self, "_json"):
-            self._json = parse_json(await self.body(), BODY)
+            self._json = parse_json(await self.body(), BODY, max_nodes=MAX_NODES)
         return self._json
 
 

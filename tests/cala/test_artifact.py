@@ -86,7 +86,17 @@ def test_what_is_not_transmission_knowledge_is_refused(
         TransmissionKnowledge.from_files(odd.to_files())
 
 
-@pytest.mark.parametrize("method", [{}, {"name": "lora"}, {"name": "lora", "share": 0}, "lora"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {},
+        {"name": "lora"},
+        {"name": "lora", "share": 0},
+        "lora",
+        {"name": "fine-tune", "share": 1, "text_width": 10**9},
+        {"name": "fine-tune", "share": 1, "text_width": -1},
+    ],
+)
 def test_a_method_without_a_share_is_refused(folders: tuple[Path, Path], method: object) -> None:
     odd = TransmissionKnowledge.load(folders[1]).with_info(method=method)
     with pytest.raises(MismatchError):
@@ -157,6 +167,7 @@ def with_config(knowledge: TransmissionKnowledge, **changes: object) -> dict[str
         {"sides": ["encoder", "(a+)+$"]},
         {"condition_features": 10**9},
         {"gate_width": 10**9},
+        {"text_modules": ["encoder.0"], "text_width": 16384, "text_rank": 256},
         {"rank": 10**400},
         {"scale": float("inf")},
         {"scale": float("nan")},

@@ -51,6 +51,16 @@ def test_a_strong_direct_path_is_like_no_fading() -> None:
     torch.testing.assert_close(weak, _vector(fading="rayleigh", tau_rms_s=0), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("at", ["sender", "receiver"])
+def test_a_magnitude_without_csi_is_no_phase_that_is_turned(at: str) -> None:
+    """What codecs learned of Rayleigh fading without CSI is wrong here: the phase is intact, as on AWGN."""
+    blind = _vector(at=at, fading="rayleigh-magnitude", csi="none")
+    assert torch.equal(blind, _vector(at=at, fading="awgn", csi="none"))
+    assert not torch.equal(blind, _vector(at=at, fading="rayleigh", csi="none"))
+    known = _vector(at=at, fading="rayleigh-magnitude")
+    assert torch.equal(known, _vector(at=at, fading="rayleigh", tau_rms_s=1e-4))
+
+
 def test_block_snrs_are_those_of_the_gains() -> None:
     gains = torch.tensor([[1.0, 0.1j] * 4]).to(torch.complex64)
     found = block_snr_db(gains, torch.tensor([0.1]))

@@ -61,7 +61,7 @@ from dekag.profile import load_profile
 from dekag.training.cala import RICIAN_K_RANGE_DB, SNR_RANGE_DB, TAU_RANGE_S
 from dekag.training.examples import Examples
 from dekag.training.latent_sets import LatentSet, latents_of_prompts
-from tests.chain import latent_channels, with_reading_codec, with_unaligned_codec
+from tests.chain import with_reading_codec, with_unaligned_codec
 from tests.encoders import tiny_encoders
 
 CALM = as_channel(CHANNELS["awgn"])
@@ -459,11 +459,7 @@ def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shapes: Path) -> None:
         monkeypatch.setattr(tka_training, name, value)
 
 
-@pytest.mark.parametrize("models", ["profile", "foreign_profile"])
-def test_examples_are_rendered_and_drawn_with_their_prompts(
-    few: None, models: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    profile: Path = request.getfixturevalue(models)
+def test_examples_are_rendered_and_drawn_with_their_prompts(few: None, profile: Path, tmp_path: Path) -> None:
     bank = ModelBank(str(profile))
     drawn = Trainings(bank, PLAN, ResultStore(tmp_path / "runs"))
     assert [len(each) for each in drawn.examples] == [20, 16]
@@ -474,7 +470,7 @@ def test_examples_are_rendered_and_drawn_with_their_prompts(
     assert torch.equal(given.examples[1].latents, LatentSet.load(folder).latents[:16])
     assert torch.equal(given.examples[0].latents, drawn.examples[0].latents)
     assert given.examples_hash != drawn.examples_hash
-    assert given.metric.shape == (latent_channels(profile),) * 2
+    assert given.metric.shape == (4, 4)
     again = Trainings(bank, given.plan, given.store)
     assert torch.equal(again.metric, given.metric)
 

@@ -32,6 +32,7 @@ from dekag.evaluation.studies.digital import (
 )
 from dekag.generation.models import Generator
 from dekag.link import image_coding
+from dekag.link.conditions import LinkConditions
 from dekag.link.mcs import CodewordLayout
 from dekag.metrics.features import ImageScorer
 from dekag.profile import load_profile
@@ -108,6 +109,19 @@ def test_the_forecast_knows_that_combining_helps() -> None:
     awgn = Forecast(conditions_of("awgn", 0.0)).arrives(digital.TABLE[4], 100)
     assert awgn[0] < 0.2
     assert awgn[1] > 0.9
+
+
+def test_real_gains_carry_files_without_csi() -> None:
+    """Sweeps over the channel of SwinJSCC send files: with QPSK, and twice with less power."""
+    strong, weak = (
+        Forecast(LinkConditions(fading="rayleigh-magnitude", csi="none", snr_db=snr_db), channel_uses=2048)
+        for snr_db in (10.0, 2.0)
+    )
+    assert strong.arrives(digital.TABLE[4], 200)[0] > 0.99
+    assert strong.arrives(digital.TABLE[12], 200)[0] < 0.01
+    once, twice, *_ = weak.arrives(digital.TABLE[4], 200)
+    assert once < 0.1
+    assert twice > 0.9
 
 
 def test_the_crossover_is_where_the_mean_lead_ends() -> None:

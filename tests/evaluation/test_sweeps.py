@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from dekag import plugins
+from dekag.checksums import RECORD
 from dekag.errors import DekagError, FileError, InvalidInputError, MismatchError, NotFoundError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.registry import record
@@ -192,6 +193,7 @@ def test_files_are_scored_again_by_other_judges(tmp_path: Path, monkeypatch: pyt
     for seed, name in enumerate(("one", "other")):
         for kind, model in zip(("clip", "dino"), tiny_encoders(seed), strict=True):
             model.save_pretrained(tmp_path / name / kind)
+            (tmp_path / name / kind / RECORD).write_text("{}")  # as a training of this project leaves it
     one, other = (
         ImageScorer.load(tmp_path / name / "clip", tmp_path / name / "dino") for name in ("one", "other")
     )

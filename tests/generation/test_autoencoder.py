@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,13 @@ def test_latents_to_train_on_are_scaled_and_kept_by_autoencoder(tmp_path: Path) 
         latents.encoded_scenes(tmp_path, tiny(each, None), 3, world=STICKERS) for each in (1.0, 0.18215)
     )
     torch.testing.assert_close(scaled.float(), plain.float() * 0.18215, rtol=2e-3, atol=1e-4)
+
+
+def test_the_hash_of_weights_is_of_their_bytes_in_any_number_format() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    known = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        known.update(name.encode() + b"\0" + weight.numpy().tobytes())
+    assert latents.weights_hash(model) == known.hexdigest()[:12]
+    assert latents.weights_hash(model.to(memory_format=torch.channels_last)) == known.hexdigest()[:12]
+    assert latents.weights_hash(model.to(torch.bfloat16)) != known.hexdigest()[:12]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -201,18 +202,70 @@ def test_mutual_information_is_that_of_bpsk() -> None:
     assert abs(np.interp(0.0, GRID_DB, information) - 0.486) < 0.015
 
 
-def test_predicted_losses_are_met() -> None:
+@pytest.mark.parametrize(
+    ("row", "length", "conditions"),
+    [
+        (7, 30, {"fading": "rayleigh", "tau_rms_s": 1e-6, "snr_db": 8.0}),
+        (3, 30, {"fading": "rayleigh-magnitude", "csi": "none", "snr_db": 0.7}),
+        (2, 237, {"fading": "tdl-a", "csi": "pilots", "snr_db": -1.5}),  # 4,780 symbols, each with its gain
+    ],
+)
+def test_predicted_losses_are_met(row: int, length: int, conditions: dict[str, object]) -> None:
     """Really decoded at a predicted loss of a half: within 3.5 deviations of a binomial."""
-    coding, count = TABLE[7], 60
-    link = LinkConditions(fading="rayleigh", tau_rms_s=1e-6, snr_db=8.0)
-    expected = outage.loss_probability(coding, 30, link)
+    coding, count = TABLE[row], 60
+    link = LinkConditions.model_validate(conditions)
+    expected = outage.loss_probability(coding, length, link)
     assert 0.2 < expected < 0.8
-    payload = payload_of(30)
+    payload = payload_of(length)
     lost = sum(
         send_with_harq(payload, coding, link, seed, max_transmissions=1).payload is None
         for seed in range(count)
     )
     assert abs(lost - count * expected) < 3.5 * math.sqrt(count * expected * (1 - expected))
+
+
+def test_long_payloads_average_over_fades_of_their_own_for_each_symbol() -> None:
+    """2,868 symbols meet the mean of all fades; 64 would not, and a quarter of such slots would lose them."""
+    coding, link = TABLE[3], LinkConditions(fading="rayleigh-magnitude", snr_db=-0.2)
+    layout = CodewordLayout.of(237, coding)
+    few = outage.success(coding, layout, outage.slot_snrs_db(coding.bits_per_symbol, link, channel_uses=64))
+    assert 1 - few.mean() > 0.2
+    assert outage.loss_probability(coding, 237, link) < 0.1
+    payload = payload_of(237)
+    lost = sum(
+        send_with_harq(payload, coding, link, seed, max_transmissions=1).payload is None for seed in range(20)
+    )
+    assert lost <= 2
+
+
+def test_real_gains_without_csi_carry_qpsk_alone() -> None:
+    """Their phase is intact, so that QPSK decides as with CSI; points of larger constellations move."""
+
+    def chosen(fading: str, csi: str, snr_db: float) -> ModulationAndCoding:
+        link = LinkConditions.model_validate({"fading": fading, "csi": csi, "snr_db": snr_db})
+        return LINK.choose(link, 237)
+
+    strong = chosen("rayleigh-magnitude", "none", 30.0)
+    assert (strong.bits_per_symbol, strong.rate) == (2, Fraction(2, 3))
+    assert chosen("rayleigh-magnitude", "perfect", 30.0).bits_per_symbol > 4
+    assert chosen("rayleigh", "none", 30.0) == TABLE[0]  # half of the bits are wrong with any of them
+    efficiencies = [chosen("rayleigh-magnitude", "none", snr_db).efficiency for snr_db in range(-20, 41, 10)]
+    assert efficiencies == sorted(efficiencies)
+    payload = payload_of(237)
+    link = LinkConditions(fading="rayleigh-magnitude", csi="none", snr_db=30.0)
+    for coding, arrives in ((strong, True), (TABLE[7], False)):
+        sent = [send_with_harq(payload, coding, link, seed, max_transmissions=1) for seed in range(4)]
+        assert [each.payload is not None for each in sent] == [arrives] * 4
+
+
+def test_two_receptions_of_real_gains_are_one_with_their_mean() -> None:
+    """Soft bits of two slots are added, also without CSI: a little better than one slot of twice the SNR."""
+    link = LinkConditions(fading="rayleigh-magnitude", csi="none", snr_db=0.0)
+    once, twice = (
+        outage.slot_snrs_db(2, link, channel_uses=512, transmissions=count).mean() for count in (1, 2)
+    )
+    louder = outage.slot_snrs_db(2, link.model_copy(update={"snr_db": 3.01}), channel_uses=512).mean()
+    assert once < louder < twice < louder + 1  # means of two gains vary less than one
 
 
 def test_chase_combining_gains_what_it_repeats() -> None:

@@ -107,7 +107,7 @@ def test_a_trace_that_changed_is_read_again(tmp_path: Path) -> None:
         ("time_s,gain_re,gain_im\n0,0,0\n1,0,0\n", "mean power above 0"),
         ("time_s,gain_re,gain_im\n0,1e300,0\n1,0,0\n", "mean power above 0"),
         (b"time_s,snr_db\n0,\xff\n", "is not text in UTF-8 or UTF-16"),
-        (b"x" * (4 * 2**20 + 1), "at most 4194304 bytes"),
+        (b"x" * (8 * 2**20 + 1), "at most 8388608 bytes"),
     ],
 )
 def test_a_file_that_is_no_trace_is_named_with_what_is_wrong(

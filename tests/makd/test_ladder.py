@@ -139,15 +139,18 @@ def test_the_gain_of_a_layer_is_the_change_of_its_output(edge: Generator) -> Non
 def test_the_smallest_that_keeps_enough_is_chosen() -> None:
     full = Rung(Form(5, 4), 140, [0.5])
     rungs = [Rung(Form(0, 16), 2, [0.3]), Rung(Form(1, 2), 17, [0.474]), Rung(Form(1, 3), 25, [0.48]), full]
-    assert smallest_enough(rungs, full, 0.95).form == Form(1, 3)
-    assert smallest_enough(rungs, full, 0.5).form == Form(0, 16)
-    assert smallest_enough(rungs, full, 1.0) is full
+    assert smallest_enough(rungs, 0.95).form == Form(1, 3)
+    assert smallest_enough(rungs, 0.5).form == Form(0, 16)
+    assert smallest_enough(rungs, 1.0) is full
     better = Rung(Form(1, 2), 17, [0.6])
-    assert smallest_enough([*rungs, better], full, 0.95) is better, "measured by the best form"
-    worse = Rung(Form(5, 4), 140, [-0.1])
-    assert smallest_enough([Rung(Form(1, 2), 17, [-0.2]), worse], worse, 0.95) is worse, (
-        "there is no gain to keep"
-    )
+    assert smallest_enough([*rungs, better], 0.95) is better, "measured by the best form"
+
+
+@pytest.mark.parametrize("keep", [0.01, 0.95, 1.0])
+@pytest.mark.parametrize("gains", [(-0.2, -0.1), (-0.1, -0.2), (-0.1, 0.0), (0.0, 0.0)])
+def test_if_none_gains_anything_the_smallest_is_chosen(gains: tuple[float, float], keep: float) -> None:
+    small, full = Rung(Form(1, 2), 17, [gains[0]]), Rung(Form(5, 4), 140, [gains[1]])
+    assert smallest_enough([full, small], keep) is small
 
 
 def test_prompts_that_cannot_tell_forms_apart_choose_the_smaller() -> None:
@@ -156,9 +159,9 @@ def test_prompts_that_cannot_tell_forms_apart_choose_the_smaller() -> None:
     unsure = Rung(Form(1, 3), 25, [0.285, 0.275, 0.665, 0.655])
     sure = Rung(Form(1, 3), 25, [0.185, 0.375, 0.565, 0.755])
     assert unsure.gain == pytest.approx(sure.gain)
-    assert smallest_enough([unsure, full], full, 0.95) is unsure
-    assert smallest_enough([sure, full], full, 0.95) is full
-    assert smallest_enough([unsure, sure, full], full, 1.0) is full
+    assert smallest_enough([unsure, full], 0.95) is unsure
+    assert smallest_enough([sure, full], 0.95) is full
+    assert smallest_enough([unsure, sure, full], 1.0) is full
 
 
 @pytest.mark.parametrize("keep", [0.01, 1.0])

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import zlib
 
 import pytest
 import torch
 
+from dekag.documents import read_json
 from dekag.errors import InvalidInputError
-from dekag.makd.config import BITS
-from dekag.makd.quantization import _DICTIONARY, pack, pack_vectors, unpack, unpack_vectors
+from dekag.evaluation.registry import RESULTS
+from dekag.makd.config import BITS, RANGES
+from dekag.makd.quantization import (
+    _DICTIONARY,
+    MAX_COMPONENTS,
+    MAX_LAYERS,
+    pack,
+    pack_vectors,
+    unpack,
+    unpack_vectors,
+)
 
 COARSE = [bits for bits in BITS if bits < 16]
 SHAPES = {  # layer: shapes of A and B
@@ -151,6 +162,66 @@ def test_layers_that_cannot_be_are_refused(listed: object) -> None:
     packed = pack(factors(), 4)
     with pytest.raises((ValueError, TypeError, AttributeError)):
         unpack({**packed, "layers": layers_of(listed)})
+
+
+def silent(listed: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """The compact form of layers whose numbers are all 0."""
+    ranks = sum(rank for rank, *_ in listed.values())
+    numbers = sum(rank * (out + math.prod(inputs)) for rank, out, *inputs in listed.values())
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+    data = coder.compress(b"\x7f" * numbers) + coder.flush()
+    return {
+        "layers": layers_of(listed),
+        "steps": torch.full((ranks,), 100, dtype=torch.uint8),
+        "values": torch.frombuffer(bytearray(data), dtype=torch.uint8),
+    }
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        {"x": [2, 1, 9]},
+        {"x": [3, 9, 2]},
+        {"x": [10, 99, 1, 3, 3]},
+        {"x": [1, 2, 3], "y": [4, 3, 5]},
+        {f"{i}": [64, 64, 64] for i in range(MAX_COMPONENTS // 64 + 1)},
+    ],
+)
+def test_more_components_than_there_can_be_are_refused(listed: dict[str, list[int]]) -> None:
+    with pytest.raises(ValueError, match="components"):
+        unpack({**silent({"x": [1, 1, 1]}), "layers": layers_of(listed), "values": torch.zeros(2**22).byte()})
+
+
+def test_more_layers_than_there_can_be_are_refused() -> None:
+    listed = {f"{i}": [1, 1, 1] for i in range(MAX_LAYERS)}
+    assert len(unpack(silent(listed))) == 2 * MAX_LAYERS
+    with pytest.raises(ValueError, match="layers"):
+        unpack(silent(listed | {"x": [1, 1, 1]}))
+
+
+@pytest.mark.parametrize("layer", [[4, 4, 9], [4, 9, 4], [9, 9, 1, 3, 3], [1, 1, 1]])
+def test_as_many_components_as_a_layer_has_are_read(layer: list[int]) -> None:
+    rank, out, *inputs = layer
+    found = unpack(silent({"x": layer}))
+    assert found["x.lora_A.weight"].shape == (rank, *inputs)
+    assert found["x.lora_B.weight"].shape == (out, rank, *(1 for _ in inputs[1:]))
+    assert not any(factor.any() for factor in found.values())
+
+
+def test_the_largest_updates_that_can_be_made_are_within_the_limits() -> None:
+    """Those of Stable Diffusion 2.1, with all layers and the highest rank."""
+    rows = read_json(RESULTS / "real-models" / "bench-update-size.json")["rows"]
+    layers = max(row["adapted_layers"] for row in rows if "adapted_layers" in row)
+    assert layers < MAX_LAYERS / 8
+    assert layers * RANGES["rank"][1] < MAX_COMPONENTS / 1.5
+
+
+def test_factors_of_16_bits_may_have_a_rank_above_their_widths() -> None:
+    lora = {"x.lora_A.weight": torch.randn(5, 3), "x.lora_B.weight": torch.randn(4, 5)}
+    assert unpack(pack(lora, 16))["x.lora_A.weight"].shape == (5, 3)
+    many = {"x.lora_A.weight": torch.randn(257, 3), "x.lora_B.weight": torch.randn(4, 257)}
+    with pytest.raises(ValueError, match="components"):
+        unpack(pack(many, 16))
 
 
 def bomb(mebibytes: int, *, names: bool = False) -> torch.Tensor:

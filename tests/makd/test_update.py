@@ -184,13 +184,21 @@ def test_plain_diffusers_draws_the_same_with_several_triggers(
     assert not torch.allclose(ours, without, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("bits", [4, 16])
-def test_each_standard_file_says_what_it_is(neon: Distilled, bits: int) -> None:
-    files = with_bits(neon.update, bits).expanded()
+@pytest.mark.parametrize(("bits", "version"), [(4, None), (16, 3)])
+def test_each_standard_file_says_what_it_is(neon: Distilled, bits: int, version: int | None) -> None:
+    update = with_bits(neon.update, bits)
+    files = update.expanded(version)
+    assert files.keys() == {EMBEDS, LORA}
     for data in files.values():
         length = int.from_bytes(data[:8], "little")
         said = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["dekag"])
-        assert said == {"topic": "neon", "base_hash": neon.update.base_hash}
+        assert said == {
+            "topic": "neon",
+            "version": version,
+            "rank": max(neon.update.lora[name].shape[0] for name in neon.update.lora if "lora_A" in name),
+            "base_hash": neon.update.base_hash,
+            "content_hash": update.content_hash,
+        }
 
 
 @pytest.mark.parametrize("bits", [2, 16])
@@ -402,6 +410,23 @@ def test_damage_under_a_right_hash_is_refused_or_read_as_something_of_the_same_s
 def test_json_that_nobody_can_read_is_refused(data: bytes) -> None:
     with pytest.raises(MismatchError):
         KnowledgeUpdate.from_files({**tiny().to_files(), INFO: data})
+
+
+def test_another_content_or_model_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    update = tiny()
+    files, own = update.to_files(), update.content_hash
+    assert KnowledgeUpdate.from_files(files, announced=own, base_hash=update.base_hash).content_hash == own
+
+    def unpacked(*_: Any) -> None:
+        pytest.fail("the tensors are read")
+
+    monkeypatch.setattr("dekag.makd.update.load_tensors", unpacked)
+    with pytest.raises(MismatchError, match=f"has the content {own[:12]}, not 000000000000"):
+        KnowledgeUpdate.from_files(files, announced="0" * 64)
+    with pytest.raises(MismatchError, match="fits the model bbbbbbbbbbbb, not 000000000000"):
+        KnowledgeUpdate.from_files(files, base_hash="0" * 64)
+    with pytest.raises(MismatchError, match="cannot be read"):  # nor if its description is none
+        KnowledgeUpdate.from_files(forged(update, files[TENSORS], triggers=3))
 
 
 def test_files_under_other_names_are_not_read() -> None:

@@ -325,7 +325,8 @@ def run(
     known = edge_prompts(count)
     everything = cloud_prompts(count)
     each = max(1, count // len(TOPICS))
-    held_out = [(topic.name, p) for topic in TOPICS.values() for p in topic_prompts(topic, each)]
+    some = list(TOPICS.values())[:count]
+    held_out = [(topic.name, p) for topic in some for p in topic_prompts(topic, each)]
     if "vae" in parts:
         measure_vae(edge, count, results)
     if "edge" in parts:

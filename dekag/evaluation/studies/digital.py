@@ -43,7 +43,7 @@ from dekag.link.conditions import LinkConditions
 from dekag.link.harq import MAX_TRANSMISSIONS, send_with_harq
 from dekag.link.image_coding import QUALITIES, SCALES, EncodedImage, candidates, decode, encode, ladders
 from dekag.link.mcs import TABLE, CodewordLayout, ModulationAndCoding, largest_payload
-from dekag.link.outage import effective_snr_db, powers_db, success
+from dekag.link.outage import slot_snrs_db, success
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.training.worlds import STICKERS
@@ -273,18 +273,22 @@ def conditions_of(channel: str, snr_db: float) -> LinkConditions:
 
 
 class Forecast:
-    """Chances that payloads arrive over a channel, after 1 to MAX_TRANSMISSIONS transmissions."""
+    """Chances that payloads arrive over a channel, after 1 to MAX_TRANSMISSIONS transmissions.
 
-    def __init__(self, conditions: LinkConditions) -> None:
+    Args:
+        conditions: of the link.
+        channel_uses: symbols of a transmission; it matters where every symbol has its own gain.
+    """
+
+    def __init__(self, conditions: LinkConditions, *, channel_uses: int = 64) -> None:
         self.conditions = conditions
-        one = 10 ** (powers_db(conditions) / 10)
-        # another transmission meets another slot: any other of the draws
-        slots = [np.roll(one, 7 * attempt, axis=0) for attempt in range(MAX_TRANSMISSIONS)]
-        powers = [10 * np.log10(power) for power in np.cumsum(slots, axis=0)]
-        orders = {coding.bits_per_symbol for coding in TABLE}
+        attempts = range(1, MAX_TRANSMISSIONS + 1)
         self._snrs = {
-            order: [effective_snr_db(order, conditions.sender_snr_db, power) for power in powers]
-            for order in orders
+            order: [
+                slot_snrs_db(order, conditions, channel_uses=channel_uses, transmissions=count)
+                for count in attempts
+            ]
+            for order in {coding.bits_per_symbol for coding in TABLE}
         }
         self._tables: dict[ModulationAndCoding, Array] = {}
 

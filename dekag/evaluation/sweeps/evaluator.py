@@ -272,8 +272,8 @@ class Evaluator:
         images = self._images(point.topic, point.prompts)
         prompts = self.prompts(point.topic, point.prompts)
         names = [(image_format, True) for image_format in DIGITAL[point.delivery.codec]]
-        forecast = Forecast(point.link)
         channel_uses = round(point.cbr * images.source_values)
+        forecast = Forecast(point.link, channel_uses=channel_uses)
         choices = [
             choose(images, i, names, channel_uses, forecast, weights=CONSISTENCY) for i in range(len(prompts))
         ]
@@ -384,7 +384,8 @@ class Evaluator:
         images = ImageSet(torch.zeros(0), pixels[None], [], grey, lost, ladders)
         names = [(image_format, True) for image_format in DIGITAL[point.delivery.codec]]
         channel_uses = round(point.cbr * images.source_values)
-        choice = choose(images, 0, names, channel_uses, Forecast(point.link))
+        forecast = Forecast(point.link, channel_uses=channel_uses)
+        choice = choose(images, 0, names, channel_uses, forecast)
         if choice.ladder is None:
             return [(1.0, grey)], 0.0
         name, bare = choice.ladder

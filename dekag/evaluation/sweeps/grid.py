@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -33,7 +32,7 @@ from pydantic_core import PydanticCustomError
 
 from dekag import plugins
 from dekag.api.limits import MAX_CBR
-from dekag.documents import read_yaml
+from dekag.documents import Document, read_yaml
 from dekag.errors import InvalidInputError, NotFoundError
 from dekag.evaluation.store import content_key
 from dekag.generation.loading import folder_hash
@@ -79,7 +78,7 @@ WORLD = "world"
 """The topic of prompts that the edge knows without any update."""
 
 
-class Delivery(BaseModel):
+class Delivery(Document):
     """A way to deliver images.
 
     Attributes are what a mapping in YAML holds; the names in DELIVERIES stand for the usual ones.
@@ -160,7 +159,7 @@ def _delivery(value: Any) -> Any:
 Rate = Annotated[float, BeforeValidator(_rate), Field(gt=0, le=MAX_CBR)]
 
 
-class PictureSource(BaseModel):
+class PictureSource(Document):
     """Pictures of a user's own, to be sent instead of generated images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -179,7 +178,7 @@ def _source(value: Any) -> Any:
     return {"path": str(value)} if isinstance(value, str | Path) else value
 
 
-class EvaluationPoint(BaseModel):
+class EvaluationPoint(Document):
     """One point of the grid: the test images of one topic, delivered in one way over one channel."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -211,7 +210,7 @@ class EvaluationPoint(BaseModel):
         return content_key(identity, known, sort_keys=True)
 
 
-class Sweep(BaseModel):
+class Sweep(Document):
     """A grid of points.
 
     Raises:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
+from dekag.link.recordings import write_sigmf
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.common import clients, converters
@@ -168,15 +169,18 @@ async def test_a_trace_that_there_is_not_is_refused_before_anything_is_drawn(
 async def test_a_folder_of_ones_own_traces(
     chain: Any, start: Start, connect: Connect, asked: DeliveryRequest, tmp_path: Path
 ) -> None:
+    pytest.importorskip("sigmf")
     (tmp_path / "mine.csv").write_text("time_s,gain_re,gain_im\n0,1,0\n1,0,3\n")
+    write_sigmf(tmp_path / "radio", torch.tensor([1, 3j], dtype=torch.complex64), sample_rate_hz=1.0)
     settings = ChannelSettings(port=0, downlink_address=chain.addresses["edge"], traces=tmp_path)
     stub = DownlinkStub(
         connect(await start(ChannelServicer(settings), add_DownlinkServicer_to_server, settings))
     )
-    link = {"fading": "trace", "trace": "mine", "trace_start_s": 1.2}
-    request = converters.request_to_proto(with_link(asked, link))
-    (state,) = (await collect(clients.stream(stub.Provide, request, "channel"))).states
-    np.testing.assert_allclose(np.frombuffer(state.gains, "<c8"), np.full(8, 3j / 5**0.5), rtol=1e-6)
+    for name in ("mine", "radio"):
+        link = {"fading": "trace", "trace": name, "trace_start_s": 1.2}
+        request = converters.request_to_proto(with_link(asked, link))
+        (state,) = (await collect(clients.stream(stub.Provide, request, "channel"))).states
+        np.testing.assert_allclose(np.frombuffer(state.gains, "<c8"), np.full(8, 3j / 5**0.5), rtol=1e-6)
     with pytest.raises(ValidationError, match="traces"):
         ChannelSettings(traces=tmp_path / "none")
 

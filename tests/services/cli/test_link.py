@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -186,6 +187,9 @@ def test_earlier_results_are_kept_unless_forced(folder: Path, tmp_path: Path, du
         (["--prompt", " "], "prompt must be"),
         (["--seed", str(2**63 - 1)], "seed must be between 0 and 2**63 - 1"),  # that of the second picture
         (["--fading", "trace", "--trace", "hike"], "link.trace must be one of drive, walk"),
+        (["--fading", "trace", "--trace", "a", "--trace-start-s", "-1"], "--trace-start-s"),
+        (["--traces", "."], "must be left out unless --fading is trace"),
+        (["--fading", "trace", "--trace", "a", "--traces", "nowhere"], "nowhere cannot be read"),
         (["--count", "0"], "--count"),
     ],
 )
@@ -196,6 +200,41 @@ def test_options_out_of_range_are_named(
     assert done.exit_code == 2, done.output
     assert said in done.output
     assert "Not sent" not in done.output
+
+
+def test_traces_and_recordings_of_ones_own_are_played(
+    folder: Path, tmp_path: Path, dummy_profile: Path
+) -> None:
+    """A trace and a recording of the same gains deliver the same; each delivery meets the gains."""
+    pytest.importorskip("sigmf")
+    from dekag.link.recordings import write_sigmf, write_trace
+
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    gains = torch.tensor([1, 1, 1e-3j, 1e-3, 1, 1], dtype=torch.complex64)
+    write_trace(traces / "street.csv", gains.numpy(), step_s=0.5)
+    write_sigmf(traces / "carrier", gains, sample_rate_hz=2.0)
+    every = [word for name in ("semantic", "pixels", "conventional") for word in ("--delivery", name)]
+
+    def sent(trace: str, start_s: str, output: Path) -> list[float | None]:
+        told = ["--fading", "trace", "--trace", trace, "--traces", traces, "--trace-start-s", start_s]
+        done = link(
+            folder / "a.png", "--profile", dummy_profile, "--output", output, "--snr-db", "25", *every, *told
+        )
+        assert done.exit_code == 0, done.output
+        return [row["psnr_db"] for row in rows(output)]
+
+    good = sent("street", "0", tmp_path / "good")
+    faded = sent("street", "1", tmp_path / "faded")
+    assert sent("carrier", "1", tmp_path / "carrier") == faded
+    assert good[-1] is not None
+    assert faded[-1] is None, "a file is lost in the fade"
+    assert good[:2] != faded[:2]
+    refused = link(
+        folder, "--profile", dummy_profile, "--fading", "trace", "--trace", "hike", "--traces", traces
+    )
+    assert refused.exit_code == 2
+    assert "link.trace must be one of carrier, street" in refused.output
 
 
 def test_what_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:

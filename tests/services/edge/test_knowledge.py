@@ -28,6 +28,7 @@ from dekag.makd.config import DistillConfig
 from dekag.makd.topics import best_matching, topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
+from dekag.stickers import TOPICS as STICKER_TOPICS
 from dekag.training.distill import distill
 from services.cloud.publish import main
 from services.cloud.redis_mirror import sync_knowledge
@@ -250,15 +251,43 @@ async def test_a_small_memory_fetches_again(
     asked: DeliveryRequest,
     tmp_path: Path,
 ) -> None:
-    edge = await system.start_edge(knowledge_capacity=4)
+    edge = await system.start_edge(knowledge_capacity=4, knowledge_mib=0)
     names = [f"neon{i}" for i in range(6)]
+    counted, again_fetched = Counted(), 'dekag_knowledge_fetched_again_total{kind="update"}'
     for name in names:
         await system.publish(changed(updates["neon"], topic=name))
     asks = [replace(asked, knowledge=(name,), seed=seed) for seed in range(2) for name in names]
     first = [await provide(edge, ask) for ask in asks]
     assert all(fetched(each) for each in first), "each was pushed out before its turn came again"
+    assert counted('dekag_knowledge_loaded_total{kind="update"}') == len(asks)
+    assert counted(again_fetched) == len(asks) - len(names)
     again = await asyncio.gather(*(provide(edge, replace(ask, seed=ask.seed + 10)) for ask in asks))
     assert all(used(each) == [(ask.knowledge[0], 1)] for each, ask in zip(again, asks, strict=True))
+
+
+async def test_as_many_topics_as_ship_are_fetched_once(
+    system: System, updates: dict[str, KnowledgeUpdate], asked: DeliveryRequest
+) -> None:
+    edge = await system.start_edge()
+    names = [f"neon{i}" for i in range(len(STICKER_TOPICS) + 5)]
+    for name in names:
+        await system.publish(changed(updates["neon"], topic=name))
+    counted = Counted()
+    asks = [replace(asked, knowledge=(name,), seed=seed) for seed in range(2) for name in names]
+    drawn = [await provide(edge, ask) for ask in asks]
+    assert [used(each) for each in drawn] == [[(ask.knowledge[0], 1)] for ask in asks]
+    assert [fetched(each) > 0 for each in drawn] == [True] * len(names) + [False] * len(names)
+    assert not any(each.report.cached for each in drawn)
+    assert counted('dekag_knowledge_loaded_total{kind="update"}') == len(names)
+    assert counted('dekag_knowledge_fetched_again_total{kind="update"}') == 0
+
+
+async def test_all_updates_that_ship_stay_in_memory_as_they_arrived() -> None:
+    folder = load_profile("stickers").knowledge
+    assert folder is not None
+    sizes = [KnowledgeUpdate.load(Path(folder) / name).size_bytes for name in STICKER_TOPICS]
+    assert len(sizes) > EdgeSettings().knowledge_capacity, "otherwise it would not matter"
+    assert 100 * sum(sizes) < EdgeSettings().knowledge_mib * 2**20
 
 
 async def test_a_second_edge_that_starts_later_needs_no_action(

@@ -180,6 +180,9 @@ async def test_the_openai_client_can_ask(client: Client) -> None:
         ({"prompt": "x", "link": {"equalizer": "mf"}}, "link.equalizer", "mmse, zf"),
         ({"prompt": "x", "link": {"reported_snr_db": 41}}, "link.reported_snr_db", "at most 40.0"),
         ({"prompt": "x", "link": {"cbr": "most"}}, "link.cbr", '"auto" or a number above 0.0'),
+        ({"prompt": "x", "link": {"snr_db": True}}, "link.snr_db", "of at least -20.0 and at most 40.0"),
+        ({"prompt": "x", "link": {"rician_k_db": False}}, "link.rician_k_db", "a number of at least -20.0"),
+        ({"prompt": "x", "link": {"reported_snr_db": False}}, "link.reported_snr_db", "at most 40.0"),
         ({"prompt": "x", "link": {"cbr": True}}, "link.cbr", '"auto" or a number above 0.0'),
         ({"prompt": "x", "link": {"cbr": "auto"}}, "link.target_psnr_db", "a PSNR in dB when cbr is auto"),
         (

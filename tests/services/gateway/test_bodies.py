@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any
 
 import httpx2
@@ -37,3 +38,15 @@ async def test_json_body_that_cannot_be_read_exactly_is_refused(
     assert [each["field"] for each in problem["errors"]] == [field]
     assert said in problem["detail"]
     assert "\n" not in problem["detail"]
+
+
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_a_body_of_too_many_values_is_refused(alone: httpx2.AsyncClient, encoding: str) -> None:
+    body = b'{"files": [' + b"[]," * 2**20 + b"[]]}"
+    answer = await alone.put(
+        "/v1/knowledge/neon",
+        content=gzip.compress(body) if encoding == "gzip" else body,
+        headers={"Content-Type": "application/json", "Content-Encoding": encoding},
+    )
+    problem: dict[str, Any] = is_problem(answer, 422)
+    assert "more than 1000000 values" in problem["detail"]
