@@ -57,6 +57,7 @@ def decide(
     available: bool = True,
     cannot_distil: str = "",
     budget_left: float = math.inf,
+    planned: float = 0.0,
 ) -> Decision:
     """What the next request of a topic gets.
 
@@ -74,13 +75,14 @@ def decide(
         available: whether there is an update.
         cannot_distil: why none can be made; empty if one can.
         budget_left: bytes, cloud to edge, that may still be spent.
+        planned: of these, for updates of other topics of the request, which are not sent if it gets a file.
     """
     if policy == "off":
         reason = "the topic has an update" if available else "the topic has no update"
         return Decision("update" if available else "wait", f"{reason}, and no demand policy is set")
     if available and demand.sent and policy != "never":
         return Decision("update", "the edge has the update")
-    fits_file, fits_update = next_file_bytes <= budget_left, update_bytes <= budget_left
+    fits_file, fits_update = next_file_bytes <= budget_left, update_bytes <= budget_left - planned
     spent = f"{demand.files:,} files took {demand.file_bytes:,.0f} B, the update takes {update_bytes:,.0f} B"
     if policy == "never":
         reason = "the policy never sends updates"

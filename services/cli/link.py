@@ -236,14 +236,14 @@ def _scores(received: ReceivedPicture) -> dict[str, float | None]:
 
 
 def _score(metric: Metric, pixels: Pixels, sent: Pixels) -> float:
-    """The score of one image; DekagError if the code of the metric fails."""
+    """The score of one image; NaN, and a note, if the code of the metric fails."""
     try:
         # copies, as the code of a plug-in may write to them
         return float(metric.score(pixels[None].copy(), sent[None].copy())[0])
-    except DekagError:
-        raise
     except Exception as error:  # anything that a plug-in raises
-        raise DekagError(f"the metric {metric.name} failed: {type(error).__name__}: {error}") from error
+        said = f"the metric {metric.name} failed: {type(error).__name__}: {error}"
+        plain_console(stderr=True).print(said, style="red", soft_wrap=True)
+        return math.nan
 
 
 def _saved(file: PictureFile, delivery: str, received: ReceivedPicture, output: Path) -> Row:

@@ -159,7 +159,11 @@ class DemandLedger:
                 state.wanted, state.job = True, ""  # not the one before, whose update was deleted
                 _log.info("distillation pays", topic=topic, why=decision.reason)
             self._states[topic] = state
-        if not any(decision.action in ("file", "distil") for decision in decisions):
+        if any(decision.action in ("file", "distil") for decision in decisions):
+            # also not if the file then cannot be made: what is not charged must not be sent
+            instead = Decision("wait", "another topic of the prompt makes it a file")
+            decisions = [instead if t in new else d for t, d in zip(topics, decisions, strict=True)]
+        else:
             for topic, reason in new.items():
                 self._states[topic].sent = True
                 self._spend(there.known[topic].size_bytes)
@@ -353,7 +357,7 @@ class DemandLedger:
         return state
 
     def _decide(self, topic: str, state: TopicState, there: _Topics, planned: float = 0.0) -> Decision:
-        """What the next request of a topic gets, if so many bytes of its budget are planned already."""
+        """What the next request of a topic gets, if so many bytes are planned for updates of others."""
         settings = self._settings
         cannot = state.failure
         if not cannot and topic in there.private:
@@ -369,7 +373,8 @@ class DemandLedger:
             next_file_bytes=self._next_file_bytes(state),
             available=topic in there.known,
             cannot_distil=cannot,
-            budget_left=self._left() - planned,
+            budget_left=self._left(),
+            planned=planned,
         )
 
     def _left(self) -> float:

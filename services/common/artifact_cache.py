@@ -63,8 +63,9 @@ class ArtifactCache(Generic[_Artifact]):
 
     def held(self, content_hash: str) -> _Artifact | None:
         """The artifact with that hash if it is in memory."""
-        if content_hash in self._held:
-            self._held.move_to_end(content_hash)
+        for kept in (self._held, self._files):
+            if content_hash in kept:
+                kept.move_to_end(content_hash)
         return self._held.get(content_hash)
 
     def keep(self, artifact: _Artifact) -> None:

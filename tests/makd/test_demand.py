@@ -55,6 +55,15 @@ def test_decisions_and_their_reasons(
     assert why in found.reason
 
 
+def test_what_is_planned_for_other_updates_leaves_room_for_a_file() -> None:
+    args = {"update_bytes": UPDATE, "next_file_bytes": FILE, "budget_left": UPDATE + FILE}
+    assert decide("always", TopicDemand(), **args).action == "update"
+    assert decide("always", TopicDemand(), **args, planned=UPDATE).action == "file"
+    assert decide("always", TopicDemand(), **args, planned=UPDATE + FILE).action == "file", (
+        "none is sent then"
+    )
+
+
 def test_an_update_that_was_sent_is_used_whatever_the_budget() -> None:
     sent = TopicDemand(requests=9, sent=True)
     args = {"update_bytes": UPDATE, "next_file_bytes": FILE, "budget_left": 0.0}

@@ -309,6 +309,26 @@ async def test_an_update_is_sent_with_no_image_that_another_topic_makes_a_file(
     assert spent == demand["spent_bytes"] + own["update_bytes"]
 
 
+async def test_an_update_is_not_sent_instead_of_a_file_that_fails(
+    run: Run, quick_profile: Path, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = await run("always")
+    update = uploaded(make_update(quick_profile, "saffron").to_files())
+    assert (await system.client.put("/v1/knowledge/saffron", json=update)).status_code == 200
+
+    async def failing(self: CloudServicer, *args: Any) -> AsyncIterator[Any]:
+        raise UnavailableError("no image")
+        yield
+
+    monkeypatch.setattr(CloudServicer, "_images", failing)
+    report = (await system.image("a saffron boat, neon style"))["link_report"]
+    assert (report["source"], report["knowledge"]) == ("edge", []), "nothing was charged"
+    assert (await system.demand())["spent_bytes"] == 0
+    state = await state_of(redis, "saffron")
+    assert state is not None
+    assert not state.sent
+
+
 async def test_a_request_gets_a_file_for_what_only_another_key_may_use(
     run: Run, quick_profile: Path, redis: Redis, tmp_path: Path
 ) -> None:

@@ -71,6 +71,14 @@ async def test_what_is_dropped_is_made_again_of_its_files() -> None:
     assert counted('dekag_knowledge_fetched_again_total{kind="tested"}') == 1
 
 
+async def test_files_of_what_is_in_use_are_dropped_last() -> None:
+    source = Source(capacity=2, kept=3)
+    await source.get("ababac")
+    await source.get("d")  # in place of b, the least recently used
+    assert await source.get("acd") == [0] * 3
+    assert await source.get("b") == [SIZE]
+
+
 async def test_without_memory_for_files_they_are_fetched_again() -> None:
     source, counted = Source(capacity=1, kept=0), Counted()
     assert await source.get("aabab") == [SIZE, 0, SIZE, SIZE, SIZE]
