@@ -38,7 +38,9 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class Document(BaseModel):
-    """A model of what people write: in it, true and false are no numbers, which pydantic takes for 1 and 0.
+    """A model of what people write: true and false are no numbers, which pydantic takes for 1 and 0.
+
+    That is so for fields that are numbers, or lists of numbers.
 
     Example:
         >>> from dekag.documents import Document
@@ -56,7 +58,7 @@ class Document(BaseModel):
     def _flags_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         found = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(each, bool) for each in found):
-            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation) - {type(None)}
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation) - {type(None), ...}
             if kinds and kinds <= {int, float}:  # other fields say themselves what they take
                 raise PydanticCustomError("number", "must be a number")
         return value

@@ -84,7 +84,8 @@ def _planned(profile: Profile) -> Iterator[_Download]:
         if any(source == model.path for source, _ in missing) and not Path(model.path).exists():
             yield _of_pipeline(model)
         for name, other in model.components.items():
-            if (other.path, name) in missing or (model.path, "") in missing:
+            lacks = (other.path, name) in missing or (model.path, "") in missing
+            if lacks and not Path(other.path).exists():
                 label = f"{other.path} ({name})"
                 weights = {name: _weights(other.subfolder, other.variant)}
                 yield _Download(label, other.path, other.revision, weights, _others(other.subfolder))

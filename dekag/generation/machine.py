@@ -33,8 +33,8 @@ class Machine(BaseModel):
     )
     text_device: str = Field(
         "",
-        description="Device of the text encoder: cpu, where a large one may stay, or as DEKAG_DEVICE, which "
-        "empty means as well. With DEKAG_OFFLOAD it must be empty.",
+        description="Device of the text encoder: cpu, or empty for the device in DEKAG_DEVICE. With "
+        "DEKAG_OFFLOAD it must be empty.",
     )
     offload: bool = Field(
         False,
@@ -133,13 +133,13 @@ def machine_placement(role: Role = "edge", *, trained: bool = False, device: str
     Args:
         role: the cloud's text encoder leaves memory if DEKAG_KEEP_TEXT_ENCODER says so, the edge's never.
         trained: whether it is trained, and thus stays on its device whatever DEKAG_OFFLOAD says.
-        device: replaces DEKAG_DEVICE.
+        device: replaces DEKAG_DEVICE, DEKAG_TEXT_DEVICE and DEKAG_OFFLOAD.
 
     Raises:
         InvalidInputError: a device is not there, or a variable is invalid; names the variable.
     """
     machine = read(Machine)
-    if device is not None:
-        machine = machine.model_copy(update={"device": device})
+    if device is not None:  # what belongs to another device does not apply
+        machine = machine.model_copy(update={"device": device, "text_device": "", "offload": False})
     kept = machine.keep_text_encoder or role != "cloud"
     return machine.placement(keep_text_encoder=kept, trained=trained)

@@ -177,7 +177,10 @@ class Generator:
         size: int | None = None,
         placed: Placement | None = None,
     ) -> Self:
-        """Load any folder or hub name that `DiffusionPipeline.from_pretrained` loads, in float32."""
+        """Load any folder or hub name that `DiffusionPipeline.from_pretrained` loads.
+
+        It computes in float32, except what the machine's settings say of the autoencoder.
+        """
         model = GeneratorProfile(path=str(path), steps=steps, guidance_scale=guidance_scale)
         return cls._of(model, size, placed or machine_placement())
 
@@ -244,7 +247,7 @@ class Generator:
         It takes as long as ten images of the embedded models, so it pays in a service. The denoiser must stay
         as it is: layers that are added later are not in the trace.
         """
-        if not self.small:
+        if self._traced is not None or not self.small:
             return
         try:
             self._traced = TracedDenoiser(self._denoiser)

@@ -1,6 +1,6 @@
 """Where a generator computes: the devices of its denoiser, its autoencoder and its text encoder.
 
-Only `Generator` and `LatentDecoder` know of devices. Latents and pictures come back to the CPU, latents in
+Only what loads models knows of devices. Latents and pictures come back to the CPU, latents in
 float32, so codec, link and services do not. Random numbers are drawn on the CPU: a seed means the same noise
 on every device, but devices round differently.
 """

@@ -22,6 +22,7 @@ from dekag.errors import FileError, InvalidInputError
 from dekag.link.iq import bytes_to_iq, iq_to_bytes
 
 MAX_RECORDING_BYTES = 1 << 30
+MAX_META_BYTES = 1 << 20
 MAX_GAINS_BYTES = 256 << 20  # in a file, and unpacked
 _SIGMF_SUFFIXES = (".sigmf-data", ".sigmf-meta")
 _REAL = (
@@ -30,6 +31,12 @@ _REAL = (
 )
 _PIECE = 1 << 16
 _MAT_HEADER_BYTES, _MAT_COMPRESSED = 128, 15
+
+_UNREADABLE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, NotImplementedError, MemoryError,
+    RecursionError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What the readers raise for damaged files."""
 
 Gains = npt.NDArray[np.complex128]
 
@@ -102,6 +109,8 @@ def read_sigmf(path: Path) -> tuple[torch.Tensor, float]:
     try:
         if data.stat().st_size > MAX_RECORDING_BYTES:
             raise FileError(path, f"is too large: at most {MAX_RECORDING_BYTES} bytes of samples are allowed")
+        if meta.stat().st_size > MAX_META_BYTES:
+            raise FileError(path, f"is too large: at most {MAX_META_BYTES} bytes of metadata are allowed")
         recording = sigmf.fromfile(str(meta))
         if getattr(recording, "data_file", None) != data:  # whose size nobody has looked at
             raise FileError(path, f"has its samples elsewhere than in {data.name}")
@@ -109,7 +118,7 @@ def read_sigmf(path: Path) -> tuple[torch.Tensor, float]:
         samples = np.asarray(recording.read_samples())
     except FileError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, sigmf.error.SigMFError) as error:
+    except (*_UNREADABLE, sigmf.error.SigMFError) as error:
         raise FileError(path, f"is no SigMF recording that can be read: {error}") from None
     if samples.ndim != 1 or not np.iscomplexobj(samples):
         raise FileError(path, f"is not one channel of complex samples; its type is {known['core:datatype']}")
@@ -120,12 +129,6 @@ def read_sigmf(path: Path) -> tuple[torch.Tensor, float]:
         return bytes_to_iq(samples.astype("<c8").tobytes()), float(rate)
     except InvalidInputError:
         raise FileError(path, "has samples that are not finite") from None
-
-
-_UNREADABLE = (
-    OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, MemoryError, zipfile.BadZipFile,
-    zlib.error,
-)  # fmt: skip
 
 
 def read_gains(path: Path, key: str | None = None) -> Gains:
@@ -201,7 +204,12 @@ def _mat_size(path: Path) -> int:
             start = file.tell()
             decoder, left = zlib.decompressobj(), length if kind == _MAT_COMPRESSED else 0
             try:
-                while left > 0 and size <= MAX_GAINS_BYTES and (piece := file.read(min(left, _PIECE))):
+                while (
+                    left > 0
+                    and size <= MAX_GAINS_BYTES
+                    and not decoder.eof  # what is behind the end would be copied again and again
+                    and (piece := file.read(min(left, _PIECE)))
+                ):
                     left -= len(piece)
                     size += len(decoder.decompress(piece))
             except zlib.error:  # which SciPy says better
@@ -244,8 +252,14 @@ def write_trace(path: Path, gains: Gains, *, step_s: float, description: str = "
     if gains.ndim != 1 or not 2 <= len(gains) <= MAX_SAMPLES:
         allowed = f"2 to {MAX_SAMPLES} gains in one dimension: choose one path, antenna and subcarrier"
         raise InvalidInputError("gains", allowed, gains.shape)
-    if not np.iscomplexobj(gains) or not np.isfinite(gains).all() or not gains.any():
-        raise InvalidInputError("gains", "finite complex numbers that are not all 0", gains.dtype)
+    wrong = (
+        "real numbers" if not np.iscomplexobj(gains)
+        else "some that are not finite" if not np.isfinite(gains).all()
+        else "zeros alone" if not gains.any()
+        else ""
+    )  # fmt: skip
+    if wrong:
+        raise InvalidInputError("gains", "finite complex numbers that are not all 0", wrong)
     if not 0 < step_s < float("inf"):
         raise InvalidInputError("step_s", "a finite number above 0", step_s)
     notes = [f"# {line}" for line in description.splitlines()]

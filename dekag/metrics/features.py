@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from torch.nn import functional as F
 
 from dekag.checksums import RECORD
@@ -117,7 +118,7 @@ def _model(folder: str) -> Any:
     single = {"dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
     try:
         return AutoModel.from_pretrained(folder, **single)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         said = str(error).strip().partition("\n")[0]
         raise MismatchError(f"{folder} holds no model in safetensors files: {said}") from None
 
@@ -132,7 +133,11 @@ def _processor(folder: str) -> Any:
     from transformers.utils import IMAGE_PROCESSOR_NAME
 
     if (Path(folder) / IMAGE_PROCESSOR_NAME).is_file():
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        try:
+            return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, TypeError) as error:
+            said = str(error).strip().partition("\n")[0]
+            raise MismatchError(f"{folder}/{IMAGE_PROCESSOR_NAME} cannot be read: {said}") from None
     if (Path(folder) / RECORD).is_file():
         return None
     raise MismatchError(f"{folder} has no {IMAGE_PROCESSOR_NAME}, which says how its model reads images")

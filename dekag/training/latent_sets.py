@@ -30,6 +30,7 @@ from dekag.files import list_folder, read_bytes, read_text
 from dekag.generation.autoencoder import encode
 from dekag.generation.images import from_bytes
 from dekag.generation.loading import autoencoder_hash, pipeline_hash
+from dekag.generation.machine import machine_placement
 from dekag.generation.models import Generator, LatentDecoder
 from dekag.generation.placement import Placement
 from dekag.generation.profile import GeneratorProfile
@@ -198,7 +199,7 @@ def latents_of_prompts(
     generator = Generator.from_profile(profile, "edge", placed)
     info = LatentSetInfo(
         vae_hash=autoencoder_hash(edge),
-        formats=edge.formats,
+        formats=generator.formats,
         size=size,
         latent_shape=_latent_shape(generator.decoder, size),
         count=count,
@@ -259,10 +260,11 @@ def latents_of_pictures(
     if count > len(captions):
         raise InvalidInputError("count", f"at most {len(captions)}, the number of pictures", count)
     names = random.Random(seed).sample(sorted(captions), count)
-    decoder, size = LatentDecoder.load(profile.edge, placed), size or profile.size
+    placed, size = placed or machine_placement(), size or profile.size
+    decoder = LatentDecoder.load(profile.edge, placed)
     info = LatentSetInfo(
         vae_hash=decoder.model_hash,
-        formats=profile.edge.formats,
+        formats=placed.formatted(profile.edge).formats,
         size=size,
         latent_shape=_latent_shape(decoder, size),
         count=count,

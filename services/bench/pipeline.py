@@ -44,7 +44,7 @@ class InProcessPipeline:
         self._references = References()
 
     def deliver(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[ReceivedImage]:
-        """An image of each prompt and seed; several are drawn, sent and decoded as one batch."""
+        """An image of each prompt and seed; several are drawn and sent as one batch."""
         return self.send(self.latents(prompts, seeds), prompts, seeds)
 
     def latents(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:

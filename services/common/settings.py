@@ -183,8 +183,8 @@ class ServiceSettings(Machine, CommonSettings):
         1,
         ge=0,
         le=1024,
-        description="CPU threads per model; 0 uses PyTorch's default. With 1, services that work at the same "
-        "time do not share cores.",
+        description="CPU threads per model; 0 uses PyTorch's default. With 1, each model takes one core at "
+        "most.",
     )
     max_queue: int = Field(
         64,

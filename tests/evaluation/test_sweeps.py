@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -671,3 +672,17 @@ def test_pictures_and_prompts_do_not_mix(
 def test_a_folder_without_pictures_is_named(profile: str, tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no pictures"):
         run(picture_grid(profile, tmp_path), runs=tmp_path / "runs")
+
+
+def test_points_are_known_by_the_formats_of_the_machine(
+    dummy_profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = identity(str(dummy_profile))
+    monkeypatch.setenv("DEKAG_VAE_DTYPE", "float32")
+    assert identity(str(dummy_profile)) == usual
+    monkeypatch.setenv("DEKAG_VAE_DTYPE", "bfloat16")
+    assert identity(str(dummy_profile)) != usual
+    monkeypatch.delenv("DEKAG_VAE_DTYPE")
+    monkeypatch.setattr("dekag.generation.placement._device", lambda _, name: torch.device(name))
+    monkeypatch.setenv("DEKAG_DEVICE", "cuda")
+    assert identity(str(dummy_profile)) == {**usual, "devices": "cuda/cuda"}

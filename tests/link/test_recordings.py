@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +166,45 @@ def test_a_small_file_that_becomes_large_is_refused(tmp_path: Path) -> None:
         np.lib.format.write_array_header_1_0(file, header | {"shape": (2**56,)})
     with pytest.raises(FileError, match="cannot be read"):
         read_gains(tmp_path / "promise.npy")
+
+
+def test_what_stands_behind_the_end_of_a_compressed_array_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    scipy_io.savemat(tmp_path / "h.mat", {"a": symbols().numpy()}, do_compression=True)
+    whole = (tmp_path / "h.mat").read_bytes()
+    kind, length = struct.unpack("<II", whole[128:136])
+    behind = struct.pack("<II", kind, length + 2**24) + whole[136:] + bytes(2**24)
+    (tmp_path / "long.mat").write_bytes(whole[:128] + behind)
+    fed: list[int] = []
+    made = zlib.decompressobj
+
+    class Counting:
+        def __init__(self) -> None:
+            self._real = made()
+
+        @property
+        def eof(self) -> bool:
+            return self._real.eof
+
+        def decompress(self, piece: bytes) -> bytes:
+            fed.append(len(piece))
+            return self._real.decompress(piece)
+
+    monkeypatch.setattr(recordings.zlib, "decompressobj", Counting)
+    assert recordings._mat_size(tmp_path / "long.mat") < 2**20
+    assert len(fed) == 1
+
+
+def test_damaged_metadata_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta, _ = write_sigmf(tmp_path / "sent", symbols(), sample_rate_hz=1e6)
+    meta.write_text("[" * 100_000)
+    with pytest.raises(FileError, match="no SigMF recording that can be read"):
+        read_sigmf(meta)
+    monkeypatch.setattr(recordings, "MAX_META_BYTES", 1000)
+    with pytest.raises(FileError, match="at most 1000 bytes of metadata"):
+        read_sigmf(meta)
 
 
 def test_gains_are_played_as_a_trace(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
 from dekag.stickers import Scene
-from tests.encoders import tiny_encoders
+from tests.encoders import save_encoders, tiny_encoders
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -90,6 +90,17 @@ def test_a_model_of_others_says_how_it_reads_images(tmp_path: Path, name: str) -
     (tmp_path / name / "model.safetensors").unlink()
     (tmp_path / name / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(MismatchError, match=f"{name} holds no model in safetensors files"):
+        ImageScorer.load(tmp_path / "clip", tmp_path / "dino")
+
+
+def test_damaged_encoders_are_named(tmp_path: Path) -> None:
+    save_encoders(tmp_path)
+    weights = tmp_path / "dino" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(MismatchError, match="dino holds no model in safetensors files"):
+        ImageScorer.load(tmp_path / "clip", tmp_path / "dino")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text("{")
+    with pytest.raises(MismatchError, match=r"clip/preprocessor_config\.json cannot be read"):
         ImageScorer.load(tmp_path / "clip", tmp_path / "dino")
 
 

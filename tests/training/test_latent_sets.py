@@ -21,6 +21,7 @@ from dekag.codec import JsccCodec
 from dekag.errors import FileError, InvalidInputError, MismatchError
 from dekag.generation.autoencoder import encode
 from dekag.generation.models import Generator, LatentDecoder
+from dekag.generation.placement import ON_CPU
 from dekag.generation.side_information import SideInformation
 from dekag.inventory import parts, problems
 from dekag.profile import Profile, load_profile
@@ -120,7 +121,9 @@ def test_a_worlds_own_captions_are_drawn_and_trained_on_beside_its_renderings(
     # rendering takes the artwork; what matters here is that a shared autoencoder is recognised
     rendered = Examples(torch.zeros(1100, 4, 8, 8))
     monkeypatch.setattr("dekag.training.examples.rendered_examples", lambda *_, **__: rendered)
-    _, training, held_out = _rendered("stickers", 1100, tmp_path, None, 1, tmp_path, prompts=False)
+    _, training, held_out = _rendered(
+        "stickers", 1100, tmp_path, None, 1, tmp_path, prompts=False, placed=ON_CPU
+    )
     assert [len(each) for each in training] == [100, MIN_COUNT - 16]
     assert torch.equal(held_out.latents, drawn.latents[-16:])
 

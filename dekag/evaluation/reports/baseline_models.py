@@ -20,14 +20,6 @@ KEYS = (
     "probe_cloud_accuracy",
     "probe_edge_known_accuracy",
     "probe_edge_heldout_accuracy",
-    "naming_cloud_subject_percent",
-    "naming_edge_subject_percent",
-    "naming_cloud_colour_percent",
-    "naming_edge_colour_percent",
-    "naming_cloud_setting_percent",
-    "naming_edge_setting_percent",
-    "naming_cloud_acceptable_percent",
-    "naming_edge_acceptable_percent",
     "outline_cloud_agreement",
     "outline_edge_known_agreement",
     "outline_edge_heldout_agreement",
@@ -36,6 +28,10 @@ KEYS = (
     "codec_rayleigh_5db_psnr_db",
     "codec_rayleigh_10db_psnr_db",
 )
+NAMING_KEYS = tuple(
+    f"naming_{role}_{what}_percent" for what in (*JUDGED, "acceptable") for role in ("cloud", "edge")
+)
+"""Of `dekag experiment naming`."""
 DRAWN = {
     "cloud": ("cloud, all topics", plots.BASE),
     "edge_known": ("edge, topics it knows", plots.BASE),
@@ -109,7 +105,7 @@ REPORT = Report(
     page="results-first-image.md",
     command=COMMAND,
     values=values,
-    tables={"figures": figures_table(KEYS), "steps": steps_table, "naming": naming_table},
+    tables={"figures": figures_table((*KEYS, *NAMING_KEYS)), "steps": steps_table, "naming": naming_table},
     partial=True,
     plots={"attributes": attributes_plot},
 )

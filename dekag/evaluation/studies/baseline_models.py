@@ -128,14 +128,14 @@ Row = Mapping[str, Any]
 
 def accuracy(rows: Sequence[Row]) -> tuple[float, list[float] | None]:
     """Mean of the attributes that are correct, %, and its interval, of the rows of `probe_accuracy`."""
-    judged = [row for row in rows if row["judged"]]
+    judged = [row for row in rows if row.get("judged", True)]
     return _mean([100 * sum(row["correct"].values()) / len(row["correct"]) for row in judged], judged)
 
 
 def record_accuracy(name: str, rows: Sequence[Row], results: Path) -> None:
     """The figures of the rows of `probe_accuracy`."""
     outlined = [row for row in rows if "outline" in row]
-    judged = sum(row["judged"] for row in rows)
+    judged = sum(row.get("judged", True) for row in rows)
     found = {f"probe_{name}_accuracy": (judged, accuracy(rows))}
     if outlined:
         agreement = _mean([100 * row["outline"] for row in outlined], outlined)

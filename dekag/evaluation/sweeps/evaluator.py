@@ -52,7 +52,9 @@ from dekag.evaluation.sweeps.grid import (
 )
 from dekag.generation.images import Pixels
 from dekag.generation.loading import folder_hash, pipeline_hash
+from dekag.generation.machine import machine_placement
 from dekag.generation.models import LatentEncoder
+from dekag.generation.profile import Role
 from dekag.link.conditions import LinkConditions
 from dekag.link.image_coding import decode, encode
 from dekag.makd.topics import read_topics
@@ -66,6 +68,7 @@ from dekag.stickers import TOPICS
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]
 VERSION = 1  # raised when the code changes what a point comes out as
+ROLES: tuple[Role, ...] = ("cloud", "edge")
 _MANY = 10  # pictures of a point, from which on their progress is shown
 
 
@@ -84,9 +87,14 @@ def identity(profile_name: str) -> dict[str, str]:
         "sampling": f"{profile.cloud.steps}/{profile.cloud.guidance_scale}"
         f"/{profile.edge.steps}/{profile.edge.guidance_scale}/{profile.size}",
     }
-    formats = [each for model in (profile.cloud, profile.edge) for each in (model.dtype, model.vae_dtype)]
+    placed = {role: machine_placement(role) for role in ROLES}
+    models = [placed[role].formatted(getattr(profile, role)) for role in ROLES]
+    formats = [each for model in models for each in (model.dtype, model.vae_dtype)]
     if set(formats) != {"float32"}:
         found["formats"] = "/".join(formats)
+    devices = [placed[role].device.type for role in ROLES]
+    if set(devices) != {"cpu"}:  # others round differently
+        found["devices"] = "/".join(devices)
     if own := read_topics(profile.topics):
         found["topics"] = as_one({name: file.model_dump_json() for name, file in own.items()})
     if profile.adapters is not None:

@@ -50,7 +50,7 @@ DIGITAL = {
 }
 """Digital deliveries and the formats that their sender picks from."""
 
-DIGITAL_VERSION = 2  # raised when the code changes what a digital sender picks
+DIGITAL_VERSION = 3  # raised when the code changes what a digital sender picks
 
 PIXELS = "pixels"
 """The delivery by the profile's codec of pixels, without an autoencoder."""
@@ -207,6 +207,8 @@ class EvaluationPoint(Document):
             known["pictures"] = self.pictures.content_hash  # wherever they are
         if self.delivery.codec in DIGITAL:
             known["digital"] = DIGITAL_VERSION
+        elif (self.link.fading, self.link.csi) == ("rayleigh-magnitude", "none"):
+            known["told"] = 2  # codecs are told of a direct path, since gains are positive
         return content_key(identity, known, sort_keys=True)
 
 
