@@ -146,8 +146,9 @@ async def until(cloud: CloudAsyncStub, job: Job, enough: Callable[[Job], bool]) 
     ["", *(pytest.param(name, marks=pytest.mark.slow) for name in ("generate", "train")), "score"],
 )
 async def test_a_job_waits_for_space_and_goes_on(
-    cloud: CloudAsyncStub, distiller: Path, disk: Disk, stage: str
+    cloud: CloudAsyncStub, distiller: Path, disk: Disk, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("dekag.training.distill.DRAWN_AT_ONCE", 1)  # else scoring is over before it is seen
     with capture_logs() as logs:
         job = await call(cloud.Distill, DistillRequest(topic="neon", **SMALL))
         if stage:
