@@ -15,11 +15,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from dekag.errors import InvalidInputError
 from dekag.files import read_text
@@ -35,41 +33,6 @@ _TOKEN = re.compile(rf"{_STRING}|[\[\]{{}},]|-?Infinity|NaN|-?[0-9][0-9.eE+-]*",
 _BRACKET = re.compile(rf"{_STRING}|[\[\]{{}}]", re.DOTALL)
 _HALF = "half a character (an unpaired surrogate)"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-class Document(BaseModel):
-    """A model of what people write: true and false are no numbers, which pydantic takes for 1 and 0.
-
-    That is so for fields that are numbers, or lists of numbers.
-
-    Example:
-        >>> from dekag.documents import Document
-        >>> class Size(Document):
-        ...     width: int
-        >>> Size.model_validate({"width": 1}).width
-        1
-
-    Raises:
-        pydantic.ValidationError: names the field.
-    """
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _flags_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        found = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(each, bool) for each in found):
-            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation) - {type(None), ...}
-            if kinds and kinds <= {int, float}:  # other fields say themselves what they take
-                raise PydanticCustomError("number", "must be a number")
-        return value
-
-
-def _kinds(annotation: Any) -> set[Any]:
-    """The types within an annotation."""
-    if hasattr(annotation, "__metadata__"):
-        return _kinds(annotation.__origin__)
-    inner = get_args(annotation)
-    return set().union(*map(_kinds, inner)) if inner else {annotation}
 
 
 class DocumentError(InvalidInputError, ValueError):

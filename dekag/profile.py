@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dekag.api.limits import MAX_PIXELS, MIN_PIXELS, PIXEL_STEP
 from dekag.checksums import check_files
-from dekag.documents import Document, read_json
+from dekag.documents import read_json
 from dekag.errors import FileError, InvalidInputError, NotFoundError
 from dekag.generation.profile import REVISION, GeneratorProfile
 from dekag.makd.config import DistillConfig, Layers
 from dekag.paths import MODELS
+from dekag.schema import Document
 
 LARGEST = 2  # largest side of a requested image, in multiples of the profile's size
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dekag.documents import MAX_DEPTH, Document, DocumentError, parse_json, parse_yaml, read_json, read_yaml
+from dekag.documents import MAX_DEPTH, DocumentError, parse_json, parse_yaml, read_json, read_yaml
 from dekag.errors import DekagError, FileError
 from dekag.profile import load_profile
+from dekag.schema import Document
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from pydantic import ConfigDict, Field
 
-from dekag.documents import Document
+from dekag.schema import Document
 
 REVISION = "Commit, tag or branch on the hub. Default: its main branch."
 VARIANT = 'Variant of the files, such as "fp16". Default: none.'

@@ -9,9 +9,9 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_va
 from pydantic_core import PydanticCustomError
 
 from dekag import plugins
-from dekag.documents import Document
 from dekag.errors import InvalidInputError
 from dekag.link.registry import MIMO
+from dekag.schema import Document
 
 MIN_SNR_DB, MAX_SNR_DB = -20.0, 40.0
 """Allowed mean SNR, dB."""

@@ -25,9 +25,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from dekag.documents import Document, read_yaml
+from dekag.documents import read_yaml
 from dekag.errors import DekagError, InvalidInputError
 from dekag.link.timing import BackhaulTime
+from dekag.schema import Document
 from dekag.simulation.deliveries import DeliveryTable
 from dekag.simulation.policies import PolicyChoice, make_policy
 

@@ -27,8 +27,8 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
 from dekag import plugins
-from dekag.documents import Document
 from dekag.errors import InvalidInputError
+from dekag.schema import Document
 from dekag.simulation.deliveries import DeliveryTable
 
 Array = npt.NDArray[np.float64]

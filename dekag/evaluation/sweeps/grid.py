@@ -32,7 +32,7 @@ from pydantic_core import PydanticCustomError
 
 from dekag import plugins
 from dekag.api.limits import MAX_CBR
-from dekag.documents import Document, read_yaml
+from dekag.documents import read_yaml
 from dekag.errors import InvalidInputError, NotFoundError
 from dekag.evaluation.store import content_key
 from dekag.generation.loading import folder_hash
@@ -40,6 +40,7 @@ from dekag.link.conditions import LinkConditions
 from dekag.makd.topics import read_topics
 from dekag.pictures import PictureFolder, find_pictures
 from dekag.profile import load_profile
+from dekag.schema import Document
 from dekag.stickers import TOPICS
 
 DIGITAL = {
