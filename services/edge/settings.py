@@ -27,8 +27,7 @@ class EdgeSettings(CodecSettings, GeneratorSettings):
         ge=MAX_KNOWLEDGE,
         le=MANY,
         description="Knowledge updates kept in memory ready to draw with; the least recently used one is "
-        "dropped first. One takes about 0.5 MiB with the models that ship, and 25 MiB with Stable Diffusion "
-        "2.1 at the default rank.",
+        "dropped first. Ready, an update takes many times the bytes of its files.",
     )
     knowledge_mib: int = Field(
         256,
@@ -36,7 +35,7 @@ class EdgeSettings(CodecSettings, GeneratorSettings):
         le=2**20,
         description="Memory for knowledge updates as they arrived, MiB, from which they are made ready to "
         "draw with; the least recently used one is dropped first, and crosses the backhaul again when it is "
-        "needed again. The 15 that ship take 0.3 MiB in all, one of Stable Diffusion 2.1 about 2 MiB.",
+        "needed again.",
     )
     knowledge_keep_s: float = Field(
         2.0,
