@@ -1,6 +1,9 @@
-"""Consoles that show names, prompts and messages as they are."""
+"""Consoles that show names, prompts and messages as they are; and where the library logs."""
 
 from __future__ import annotations
+
+import sys
+from typing import Any
 
 from rich.console import Console
 
@@ -20,3 +23,15 @@ def plain_console(*, stderr: bool = False) -> Console:
         holiday [final].jpg
     """
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def library_log() -> Any:
+    """The structlog logger of the library: as the program configured it, otherwise to standard error.
+
+    structlog's own default is standard output, which belongs to results: other programs read them there.
+    """
+    import structlog  # which a client alone lacks
+
+    if structlog.is_configured():
+        return structlog.get_logger()
+    return structlog.wrap_logger(structlog.PrintLogger(sys.stderr))

@@ -10,9 +10,9 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 import torch
 
+from dekag.console import library_log
 from dekag.errors import DeadlineError, MismatchError
 from dekag.generation import loading, placement
 from dekag.generation.autoencoder import decode, encode
@@ -24,7 +24,6 @@ from dekag.generation.traced_denoiser import TracedDenoiser, worth_tracing
 from dekag.numerics import check_finite
 
 _Key = TypeVar("_Key", int, tuple[Any, ...])
-_log = structlog.get_logger()
 OnStep = Callable[[int, torch.Tensor], None]
 """Called after each denoising step with its number, from 1, and the latents that the denoiser predicts."""
 
@@ -252,7 +251,7 @@ class Generator:
         try:
             self._traced = TracedDenoiser(self._denoiser)
         except ValueError as error:  # it works without
-            _log.warning("the denoiser is not traced", reason=str(error))
+            library_log().warning("the denoiser is not traced", reason=str(error))
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of an image with that size in pixels."""

@@ -11,13 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import structlog
 import torch
 
+from dekag.console import library_log
 from dekag.errors import InvalidInputError
 from dekag.generation.profile import GeneratorProfile
 
-_log = structlog.get_logger()
 CPU = torch.device("cpu")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 VaeDtype = Literal["", "float32", "bfloat16"]
@@ -46,7 +45,7 @@ class Placement:
 
     def formatted(self, model: GeneratorProfile) -> GeneratorProfile:
         """The model with the number format that its autoencoder has here."""
-        return model.model_copy(update={"vae_dtype": self.vae_dtype}) if self.vae_dtype else model
+        return model.with_autoencoder_in(self.vae_dtype)
 
 
 ON_CPU = Placement()
@@ -107,7 +106,7 @@ def _device(field: str, name: str) -> torch.device:
         raise InvalidInputError(field, DEVICES, name)
     if name == "auto":
         found = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
-        _log.info("device chosen", field=field, device=found, name=describe(torch.device(found)))
+        library_log().info("device chosen", field=field, device=found, name=describe(torch.device(found)))
         return torch.device(found)
     device = torch.device(name)
     there = {

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import Unigram
@@ -22,12 +21,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from dekag.console import library_log
 from dekag.training.data import scene_number
 from dekag.training.device import CPU
 from dekag.training.loop import TrainingRun
 from dekag.training.worlds import STICKERS, World
 
-_log = structlog.get_logger()
 MAX_TOKENS = 77
 VOCABULARY = 3000  # upper limit: every frequent word becomes one token
 PRETRAINING_STEPS = 1500
@@ -147,7 +146,9 @@ def tokenize(tokenizer: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tens
     """Token ids and attention mask, both (batch, MAX_TOKENS) int64, padded as in the pipelines."""
     cut = [text for text in texts if len(tokenizer(text, verbose=False).input_ids) > MAX_TOKENS]
     if cut:
-        _log.warning("captions are cut", captions=len(cut), of=len(texts), tokens=MAX_TOKENS, one=cut[0])
+        library_log().warning(
+            "captions are cut", captions=len(cut), of=len(texts), tokens=MAX_TOKENS, one=cut[0]
+        )
     out = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     return out.input_ids, out.attention_mask
 

@@ -27,6 +27,7 @@ from services.cli.main import app
 from services.cloud.settings import DistillerSettings
 from services.common.settings import ServiceSettings
 from tests.chain import with_evaluators
+from tests.services.command_line import dekag
 
 ABSENT = "cuda:99"
 
@@ -85,6 +86,25 @@ def test_no_command_computes_elsewhere_without_a_word(
     assert done.exit_code, done.output
     said = " ".join(done.output.split())
     assert f"DEKAG_DEVICE must be a device of this machine (cpu); got '{ABSENT}'" in said, done.output
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "link PICTURE --profile PROFILE --output out --json",
+        "sweep GRID --results out --json",
+        "doctor --json",
+    ],
+)
+@pytest.mark.asyncio
+async def test_output_that_programs_read_holds_no_log(
+    words: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    settings = {"DEKAG_DEVICE": "auto", "DEKAG_PROFILE": files["PROFILE"]}
+    done = await dekag(*(files.get(word, word) for word in words.split()), folder=tmp_path, env=settings)
+    assert "device chosen" in done.stderr, done
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines, done
 
 
 def test_the_device_of_an_option_replaces_that_of_the_settings(
