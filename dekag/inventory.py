@@ -18,12 +18,14 @@ from dekag.errors import MismatchError, NotFoundError
 from dekag.generation.loading import (
     INDEX,
     PIPELINES,
+    TEXT_ENCODERS,
     autoencoder_hash,
     configuration,
     folder_hash,
     hub_folder,
     pipeline_hash,
 )
+from dekag.generation.machine import Machine
 from dekag.generation.profile import GeneratorProfile
 from dekag.profile import Profile
 
@@ -32,6 +34,7 @@ ROLES = (
     "clip", "dino", "probe", "outline",
 )  # fmt: skip
 SIZES = {"float32": 4, "bfloat16": 2}
+_USUAL = Machine()
 _WEIGHTS = re.compile(r"[a-z_]+(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+)?\.safetensors")
 _PREFIXES = {
     "text_encoder": ("cond_stage_model.", "conditioner."),
@@ -75,9 +78,18 @@ class Part:
         return self.parameters * self.bytes_each
 
 
-def parts(profile: Profile) -> list[Part]:
-    """The parts of a profile, those that are missing on this machine among them."""
-    found = [*_pipeline("cloud", profile.cloud), *_pipeline("edge", profile.edge)]
+def parts(profile: Profile, machine: Machine = _USUAL) -> list[Part]:
+    """The parts of a profile, those that are missing on this machine among them.
+
+    Args:
+        profile: which models there are.
+        machine: settings that say how autoencoders are held.
+    """
+    found = [
+        part
+        for role, model in (("cloud", profile.cloud), ("edge", profile.edge))
+        for part in _pipeline(role, model.with_autoencoder_in(machine.vae_dtype))
+    ]
     others = {
         "codec": profile.codec,
         "unaligned_codec": profile.unaligned_codec,
@@ -115,6 +127,44 @@ def processes(profile: Profile, found: list[Part], *, restoring: bool = False) -
         "user": vae + codec + restoring * held["edge"],
         "distiller": max(held["cloud"], held["edge"] + evaluators),
     }
+
+
+def processes_on_device(found: list[Part], machine: Machine, *, restoring: bool = False) -> dict[str, int]:
+    """Bytes of the weights that each process has at most on the device in DEKAG_DEVICE.
+
+    Codecs and evaluators never are there. With offload, one component of a generator at a time is; but the
+    edge that a distillation trains, the user's autoencoder and the text encoder of a codec that reads
+    prompts stay there. `restoring` is as in `processes`.
+    """
+
+    def held(role: str, *, offload: bool = machine.offload) -> int:
+        there = [part for part in found if part.role == role and not _apart(part, machine)]
+        sizes = [part.bytes_in_memory for part in there]
+        return max(sizes, default=0) if offload else sum(sizes)
+
+    edge = {part.component: part for part in found if part.role == "edge"}
+    vae = edge["vae"].bytes_in_memory if "vae" in edge else 0
+    reader = edge.get("text_encoder")
+    reads = reader is not None and not _apart(reader, machine) and any(map(_reads_prompts, found))
+    said = reader.bytes_in_memory if reader is not None and reads else 0
+    return {
+        "cloud": held("cloud"),
+        "edge": held("edge") + said,
+        "user": vae + said + restoring * held("edge"),
+        "distiller": max(held("cloud"), held("edge", offload=False)),
+    }
+
+
+def _apart(part: Part, machine: Machine) -> bool:
+    """Whether it is a text encoder that computes on the CPU."""
+    return part.component in TEXT_ENCODERS and machine.text_device == "cpu"
+
+
+def text_encoder_bytes(found: list[Part]) -> int:
+    """Bytes of the cloud's text encoder, which DEKAG_KEEP_TEXT_ENCODER=false drops between new prompts."""
+    return sum(
+        part.bytes_in_memory for part in found if (part.role, part.component) == ("cloud", "text_encoder")
+    )
 
 
 def _adapted(found: list[Part]) -> int:
@@ -157,10 +207,16 @@ def _said(part: Part, name: str) -> dict[str, Any]:
     return dict(read_json(path)) if path.exists() else {}
 
 
-def problems(profile: Profile, found: list[Part]) -> list[str]:
+def problems(profile: Profile, found: list[Part], machine: Machine = _USUAL) -> list[str]:
     """Why a profile does not work on this machine, in the order of its file; empty if it does."""
     told = [f"{part.name}: no weights of {part.source} on this machine" for part in found if not part.folder]
-    return told or [*_misfits(profile)]
+    return told or [*_misfits(profile)] or [*_unsettled(profile, machine)]
+
+
+def _unsettled(profile: Profile, machine: Machine) -> Iterator[str]:
+    """Settings of the machine that the profile's models cannot have."""
+    if not machine.keep_text_encoder and TEXT_ENCODERS[1] in weighty(pipeline_index(profile.cloud)):
+        yield "cloud: two text encoders, which must stay in memory: DEKAG_KEEP_TEXT_ENCODER must be true"
 
 
 def _misfits(profile: Profile) -> Iterator[str]:

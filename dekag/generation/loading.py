@@ -134,7 +134,10 @@ def load_pipeline(model: GeneratorProfile, placement: Placement = ON_CPU) -> Any
         raise MismatchError(f"{model.path} is a {name}: a generator is one of {', '.join(PIPELINES)}")
     encoders = [each for name in TEXT_ENCODERS if (each := getattr(pipeline, name, None)) is not None]
     if encoders and not placement.keep_text_encoder:
-        raise MismatchError(f"{model.path} has two text encoders, which must stay in memory")
+        raise MismatchError(
+            f"{model.path} has two text encoders, which must stay in memory: DEKAG_KEEP_TEXT_ENCODER must be "
+            "true"
+        )
     if placement.offload:
         pipeline.enable_model_cpu_offload(device=placement.device)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from pydantic import ConfigDict, Field
 
@@ -57,6 +57,10 @@ class GeneratorProfile(Document):
         """The parts that do not compute in float32, with their number formats."""
         each = {"denoiser": self.dtype, "autoencoder": self.vae_dtype}
         return tuple(f"{part} {dtype}" for part, dtype in each.items() if dtype != "float32")
+
+    def with_autoencoder_in(self, dtype: Dtype | Literal[""]) -> Self:
+        """The same with another number format of the autoencoder; empty: its own."""
+        return self.model_copy(update={"vae_dtype": dtype}) if dtype else self
 
 
 class HasGenerators(Protocol):

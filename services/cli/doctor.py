@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 from rich.console import Console
@@ -29,6 +29,9 @@ from dekag.documents import read_json
 from dekag.paths import in_checkout
 from services.cli.extras import install
 from services.common.environment import get
+
+if TYPE_CHECKING:
+    from dekag.generation.machine import Machine
 
 MEMORY_GIB, DISK_GIB = 1.9, 1.0  # the services hold 1.8 GiB without weights; knowledge and logs are small
 INSTALL = "make install" if in_checkout() else install("services")
@@ -116,8 +119,8 @@ def models() -> CheckResult:
     fix = restore if name == "stickers" else f"dekag profile check {_quoted(name)}"
     try:
         profile = load_profile(name, check_models=True)
-        found = parts(profile)
-        told = problems(profile, found)
+        found = parts(profile, machine := _machine())
+        told = problems(profile, found, machine)
         knowledge = [Path(profile.adapters)] if profile.adapters else []
         if profile.knowledge:
             knowledge += sorted(path.parent for path in Path(profile.knowledge).glob("*/knowledge.json"))
@@ -265,16 +268,32 @@ def memory() -> CheckResult:
 
 
 def _weights_gib() -> float:
-    """Weights of the profile's models in all processes, GiB; 0 if there is no such profile."""
+    """Weights of the profile's models in the main memory of all processes, GiB; 0 without such a profile."""
     from dekag.errors import DekagError
-    from dekag.inventory import parts, processes
+    from dekag.inventory import parts, processes, processes_on_device
     from dekag.profile import load_profile
 
+    machine = _machine()
     try:
         profile = load_profile(get("DEKAG_PROFILE", "stickers"))
-        return sum(processes(profile, parts(profile)).values()) / _GIB
-    except DekagError:  # which `models` reports
+        found = parts(profile, machine)
+        held = sum(processes(profile, found).values())
+        device = machine.placement().device.type
+    except DekagError:  # which `models` or `settings` reports
         return 0.0
+    elsewhere = device != "cpu" and not machine.offload
+    return (held - elsewhere * sum(processes_on_device(found, machine).values())) / _GIB
+
+
+def _machine() -> Machine:
+    """The settings of this machine; the usual ones if they are invalid, which `settings` reports."""
+    from dekag.errors import InvalidInputError
+    from dekag.generation.machine import Machine, read
+
+    try:
+        return read(Machine)
+    except InvalidInputError:
+        return Machine()
 
 
 def disk() -> CheckResult:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from dekag.generation.machine import Machine
+    from dekag.inventory import Part
+    from dekag.profile import Profile
 
 profile = typer.Typer(help="Check a profile, or download the models that it names.", no_args_is_help=True)
 
@@ -20,13 +26,15 @@ def check(name: Name = "stickers") -> None:
     from rich.table import Table
 
     from dekag.console import plain_console
+    from dekag.errors import InvalidInputError
+    from dekag.generation.machine import Machine, read
     from dekag.generation.placement import describe, devices
-    from dekag.inventory import parts, problems, processes
+    from dekag.inventory import parts, problems
     from dekag.profile import load_profile, profile_folder
     from services.cli.doctor import free_memory_gib
 
-    loaded = load_profile(name)
-    found = parts(loaded)
+    loaded, machine = load_profile(name), read(Machine)
+    found = parts(loaded, machine)
     table = Table(box=None, pad_edge=False)
     table.add_column("model", no_wrap=True)
     for column in ("parameters, M", "disk, MiB", "memory, MiB"):
@@ -45,18 +53,18 @@ def check(name: Name = "stickers") -> None:
         )
     typer.echo(f"profile {name}: images of {loaded.size}x{loaded.size} pixels\n")
     plain_console().print(table)
+    try:
+        device, refused = machine.placement().device.type, []
+    except InvalidInputError as error:  # what it needs is said all the same
+        device, refused = machine.device.partition(":")[0], [str(error)]
     if all(part.folder for part in found):
-        held = ", ".join(f"{who} {size / _MIB:,.0f} MiB" for who, size in processes(loaded, found).items())
-        restoring = processes(loaded, found, restoring=True)["user"] / _MIB
-        typer.echo(
-            f"\nWeights in each process: {held}. After a request with link.restoration: user "
-            f"{restoring:,.0f} MiB. Images in progress, activations and PyTorch come on top."
-        )
+        for line in _memory(loaded, found, machine, device):
+            typer.echo(line)
     free = free_memory_gib()
     here = ", ".join(f"{each} ({describe(torch.device(each))})" for each in devices()[1:])
     memory = "unknown" if free is None else f"{free:.1f} GiB"
     typer.echo(f"This machine: free memory {memory}; {here or 'no GPU'}.")
-    if told := problems(loaded, found):
+    if told := problems(loaded, found, machine) + refused:
         for line in told:
             typer.secho(line, fg="red", err=True)
         missing = {part.role for part in found if part.folder is None}
@@ -84,6 +92,32 @@ def fetch(name: Name) -> None:
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(1) from None
     typer.echo(f"{count} downloaded." if count else "The profile names nothing on a hub that is missing.")
+
+
+def _memory(models: Profile, found: list[Part], machine: Machine, device: str) -> Iterator[str]:
+    """The memory of the weights, as the settings of the machine say, in lines."""
+    from dekag.inventory import processes, processes_on_device, text_encoder_bytes
+
+    def listed(sizes: Mapping[str, int]) -> str:
+        return ", ".join(f"{who} {size / _MIB:,.0f} MiB" for who, size in sizes.items())
+
+    held, restoring = processes(models, found), processes(models, found, restoring=True)
+    yield (
+        f"\nWeights in each process: {listed(held)}. After a request with link.restoration: user "
+        f"{restoring['user'] / _MIB:,.0f} MiB. Images in progress, activations and PyTorch come on top."
+    )
+    if not machine.keep_text_encoder:
+        dropped = {"cloud": held["cloud"] - text_encoder_bytes(found)}
+        yield (
+            "DEKAG_KEEP_TEXT_ENCODER=false: once it has read its prompts, the cloud drops its text encoder: "
+            f"{listed(dropped)}."
+        )
+    if device in ("cuda", "mps"):
+        there = processes_on_device(found, machine)
+        later = processes_on_device(found, machine, restoring=True)["user"] / _MIB
+        yield f"Of these on {device}, at most: {listed(there)}; with link.restoration, user {later:,.0f} MiB."
+    if machine.vae_dtype:
+        yield f"DEKAG_VAE_DTYPE={machine.vae_dtype}: the number format of both autoencoders on this machine."
 
 
 def _short(source: str, folder: Path) -> str:

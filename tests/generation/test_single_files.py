@@ -29,6 +29,7 @@ from dekag.generation.loading import (
     load_pipeline,
     pipeline_hash,
 )
+from dekag.generation.machine import Machine
 from dekag.generation.models import Generator, LatentDecoder
 from dekag.generation.placement import place
 from dekag.generation.profile import ComponentProfile, GeneratorProfile
@@ -304,8 +305,15 @@ def test_stable_diffusion_xl_is_a_cloud_only(checkpoints: dict[str, Path], base:
         )
         with pytest.raises(MismatchError, match="the edge is a StableDiffusionXLPipeline"):
             Generator.from_profile(profile, "edge")
-        with pytest.raises(MismatchError, match="two text encoders, which must stay in memory"):
+        with pytest.raises(
+            MismatchError, match=r"two text encoders, .*: DEKAG_KEEP_TEXT_ENCODER must be true"
+        ):
             load_pipeline(model, place(keep_text_encoder=False))
+        clouded, machine = base.model_copy(update={"cloud": model}), Machine(keep_text_encoder=False)
+        assert not problems(clouded, parts(clouded))
+        (said,) = problems(clouded, parts(clouded, machine), machine)
+        assert said.startswith("cloud: two text encoders")
+        assert said.endswith("DEKAG_KEEP_TEXT_ENCODER must be true")
 
 
 def _without(prefix: str) -> Callable[[dict[str, torch.Tensor]], None]:

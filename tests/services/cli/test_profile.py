@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.generation.loading import load_pipeline
+from dekag.generation.machine import Machine, read
 from dekag.generation.models import Generator
-from dekag.inventory import parts, problems, processes
+from dekag.inventory import parts, problems, processes, processes_on_device
 from dekag.metrics.features import ImageScorer
 from dekag.profile import load_profile
 from dekag.training.tiny_models import EMBEDDED, FOREIGN, Dimensions, save_dummy_models
@@ -90,11 +91,15 @@ def codecs_of(codecs: CodecCache) -> list[Any]:
 
 
 @pytest.mark.parametrize("like", [EMBEDDED, FOREIGN])
-@pytest.mark.parametrize("codec", ["plain", "adapted", "reading"])
+@pytest.mark.parametrize(
+    ("codec", "vae_dtype"), [("plain", "bfloat16"), ("plain", "float32"), ("adapted", ""), ("reading", "")]
+)
 @pytest.mark.asyncio
 async def test_memory_is_that_of_the_modules_in_each_process(
-    like: Dimensions, codec: str, tmp_path: Path
+    like: Dimensions, codec: str, vae_dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("DEKAG_VAE_DTYPE", vae_dtype)
+    machine = read(Machine)
     folder = save_dummy_models(tmp_path / "models", like=like)
     if codec == "adapted":
         folder = with_adapters(folder, tmp_path / "adapted", adapters(folder / "codec", 1))
@@ -103,7 +108,7 @@ async def test_memory_is_that_of_the_modules_in_each_process(
         folder = with_unaligned_codec(folder, tmp_path / "both")
     folder = with_evaluators(folder, tmp_path / "scored")
     profile = load_profile(folder)
-    settings: dict[str, Any] = {"port": 0, "redis_url": "", "profile": str(folder)}
+    settings: dict[str, Any] = {"port": 0, "redis_url": "", "profile": str(folder), "vae_dtype": vae_dtype}
     edge, user = EdgeServicer(EdgeSettings(**settings)), UserServicer(UserSettings(**settings))
     for servicer in (edge, user):
         await asyncio.to_thread(servicer.load)
@@ -124,9 +129,62 @@ async def test_memory_is_that_of_the_modules_in_each_process(
     }
     for servicer in (edge, user):
         await servicer.close()
-    assert processes(profile, parts(profile)) == expected
-    restoring = processes(profile, parts(profile), restoring=True)
+    found = parts(profile, machine)
+    assert processes(profile, found) == expected
+    restoring = processes(profile, found, restoring=True)
     assert restoring == {**expected, "user": expected["user"] + bytes_of(*drawing)}
+    reader = bytes_of(*said[0])
+    on_device = {
+        "cloud": bytes_of(*of_cloud),
+        "edge": bytes_of(*drawing) + reader,
+        "user": bytes_of(user._decoder.vae) + reader,
+        "distiller": max(bytes_of(*of_cloud), bytes_of(*drawing)),
+    }
+    assert processes_on_device(found, machine) == on_device
+
+
+def test_what_is_on_the_device_follows_the_settings(dummy_profile: Path) -> None:
+    found = parts(load_profile(dummy_profile))
+    size = {part.name: part.bytes_in_memory for part in found}
+    cloud, edge = (
+        [each for name, each in size.items() if name.startswith(f"{who}: ")] for who in ("cloud", "edge")
+    )
+    apart = processes_on_device(found, Machine(device="cuda", text_device="cpu"))
+    assert apart["cloud"] == sum(cloud) - size["cloud: text_encoder"]
+    assert apart["edge"] == sum(edge) - size["edge: text_encoder"]
+    in_turn = processes_on_device(found, Machine(device="cuda", offload=True), restoring=True)
+    assert (in_turn["cloud"], in_turn["edge"]) == (max(cloud), max(edge))
+    assert in_turn["user"] == size["edge: vae"] + max(edge)
+    assert in_turn["distiller"] == max(*cloud, sum(edge)), "the edge that is trained stays there"
+
+
+@pytest.mark.asyncio
+async def test_a_check_follows_the_settings_of_the_machine(dummy_profile: Path, tmp_path: Path) -> None:
+    async def checked(**settings: str) -> Any:
+        env = {f"DEKAG_{name.upper()}": value for name, value in settings.items()}
+        return await dekag("profile", "check", str(dummy_profile), folder=tmp_path, env=env)
+
+    usual, halved, dropped, elsewhere, auto, wrong = await asyncio.gather(
+        checked(),
+        checked(vae_dtype="bfloat16"),
+        checked(keep_text_encoder="false"),
+        checked(device="cuda", text_device="cpu"),
+        checked(device="auto"),
+        checked(vae_dtype="float16"),
+    )
+    assert "DEKAG_" not in usual.stdout
+    assert [line.split()[-2] for line in halved.stdout.splitlines() if ": vae" in line] == ["bfloat16"] * 2
+    assert "DEKAG_VAE_DTYPE=bfloat16" in halved.stdout
+    assert "the cloud drops its text encoder: cloud 0 MiB" in dropped.stdout
+    for done in (usual, halved, dropped, auto):
+        assert done.returncode == 0, done.stderr
+    assert elsewhere.returncode == 1
+    assert "DEKAG_DEVICE must be a device of this machine (cpu); got 'cuda'" in elsewhere.stderr
+    assert "Of these on cuda, at most: cloud 0 MiB" in elsewhere.stdout
+    assert "device chosen" in auto.stderr
+    assert "device chosen" not in auto.stdout
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "DEKAG_VAE_DTYPE must be float32 or bfloat16; got 'float16'" in wrong.stderr
 
 
 def test_parts_that_do_not_fit_are_named(dummy_profile: Path, tmp_path: Path) -> None:
