@@ -319,7 +319,8 @@ def _link_parts(edge: Generator, models: Profile) -> Iterator[Part]:
     yield Part(
         "codec", "encode", 1, lambda: link.sender.encode(latents, [CONDITIONS], [channel_uses], **size)
     )
-    yield Part("channel", "512 symbols", 1, lambda: apply_channel(sent.symbols[0], CONDITIONS, 1))
+    symbols = sent.symbols[0]
+    yield Part("channel", f"{symbols.numel():,} symbols", 1, lambda: apply_channel(symbols, CONDITIONS, 1))
     yield Part(
         "codec",
         "decode",

@@ -448,13 +448,13 @@ LOAD = Report(
 
 # docs/performance.md
 
-ALONE = {  # what is shown of the parts of one image, in the order of the chain
+ALONE: dict[tuple[str, str | None], str] = {  # of the parts of one image, in the order of the chain
     ("text", "prompt and empty prompt"): "text encoder",
     ("denoiser", "traced"): "denoiser, one call",
     ("drawing", "no update"): "drawing an image, whole",
     ("drawing", "one topic"): "drawing an image with a topic's update",
     ("codec", "encode"): "codec: encoding",
-    ("channel", "512 symbols"): "channel, 512 symbols",
+    ("channel", None): "channel, {}",
     ("codec", "decode"): "codec: decoding",
     ("decoder", "channels last"): "autoencoder: decoding",
     ("PNG", ""): "PNG",
@@ -467,11 +467,12 @@ def _times(results: Path) -> list[Row]:
     return [row for row in read_bench("parts", results)["rows"] if row["kind"] == "time"]
 
 
-def _of(times: Sequence[Row], part: str, variant: str, images: int | None = None) -> list[Row]:
+def _of(times: Sequence[Row], part: str, variant: str | None, images: int | None = None) -> list[Row]:
+    """The rows of a part; of any variant or number of images where that is None."""
     return [
         row
         for row in times
-        if (row["part"], row["variant"]) == (part, variant) and images in (None, row["pictures"])
+        if row["part"] == part and variant in (None, row["variant"]) and images in (None, row["pictures"])
     ]
 
 
@@ -490,7 +491,9 @@ def alone_table(results: Path) -> Lines:
     """Every part of one image."""
     times = _times(results)
     lines = [
-        [name, f"{row['ms']:.2f}"] for what, name in ALONE.items() for row in _of(times, *what, images=1)
+        [name.format(row["variant"]), f"{row['ms']:.2f}"]
+        for what, name in ALONE.items()
+        for row in _of(times, *what, images=1)
     ]
     return table(["part", "ms"], lines)
 
@@ -616,7 +619,7 @@ def parts_plot(results: Path) -> Any:
     """Where the time of an image goes."""
     times = _times(results)
     found = {
-        name: row["ms"]
+        name.format(row["variant"]): row["ms"]
         for what, name in ALONE.items()
         for row in _of(times, *what, images=1)
         if what not in {("drawing", "one topic"), ("denoiser", "traced"), ("text", "prompt and empty prompt")}

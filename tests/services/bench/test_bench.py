@@ -40,11 +40,19 @@ from services.bench.latency import run_cached_bench, run_chain_bench
 from services.bench.ldpc import run_ldpc_bench
 from services.bench.loadtest.backhaul import policies
 from services.bench.overload import run_overload_bench
-from services.bench.parts import run_parts_bench, updates_of
+from services.bench.parts import _link_parts, _timed, run_parts_bench, updates_of
 from services.bench.pipeline import InProcessPipeline, as_json
 from services.bench.processes import chain
 from services.bench.recorded_downlink import handler, name_of, recording
-from services.bench.report import BENCHES, KEYS, LOAD, PERFORMANCE, policies_table, traffic_table
+from services.bench.report import (
+    BENCHES,
+    KEYS,
+    LOAD,
+    PERFORMANCE,
+    alone_table,
+    policies_table,
+    traffic_table,
+)
 from services.bench.restoration import PHASES, run_restoration_bench
 from services.bench.results_io import path_of, read_bench, write_bench
 from services.bench.start import ALL, KILLED, descendants, memory, pids_of_each, run_start_bench
@@ -443,6 +451,18 @@ def test_parts_are_timed_and_told(
     text = PERFORMANCE.render((DOCS / PERFORMANCE.page).read_text(), tmp_path)
     assert text.count("| 16 | ") == 1, "rows of the denoiser"
     assert MISSING not in text
+
+
+def test_the_channel_is_timed_with_the_symbols_of_the_profiles_images(
+    dummy_profile: Path, tmp_path: Path
+) -> None:
+    models = load_profile(str(dummy_profile)).model_copy(update={"size": 192})
+    edge = Generator.from_profile(models, "edge")
+    (part,) = (each for each in _link_parts(edge, models) if each.part == "channel")
+    assert part.variant == f"{3 * 192**2 // 96:,} symbols"
+    part.work()
+    write_bench("parts", {}, [_timed(part.part, part.variant, 1, 0.002)], tmp_path)
+    assert alone_table(tmp_path)[-1] == "| channel, 1,152 symbols | 2.00 |"
 
 
 def test_conventional_deliveries_are_timed_step_by_step(dummy_profile: Path) -> None:
