@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dekag.evaluation.prompts import Prompt, own_prompts, topic_prompts
 from dekag.generation.loading import folder_hash, load_component
 from dekag.generation.machine import machine_placement
 from dekag.generation.models import Generator
+from dekag.generation.profile import Role
 from dekag.generation.restorer import Restorer
 from dekag.generation.side_information import SideInformation
 from dekag.makd.aligned_generator import AlignedGenerator
@@ -36,20 +38,53 @@ from dekag.metrics.probe import AttributeProbe
 from dekag.pipeline import PixelLink
 from dekag.profile import Profile, ScorerProfile, load_profile
 from dekag.stickers import TOPICS
-from dekag.training.distill import draw_images
+from dekag.training.distill import draw_images, kept_images
 
 Images = npt.NDArray[np.uint8]
+LARGE = 2**30
+"""Bytes of weights from which on a generator leaves memory before the other one is loaded."""
+
+
+@dataclass(frozen=True)
+class GeneratorFacts:
+    """What results say of a generator, and keys depend on; known also while it is not in memory.
+
+    Attributes:
+        model_hash, steps, guidance_scale, departures, identity: as in `Generator`.
+    """
+
+    model_hash: str
+    steps: int
+    guidance_scale: float
+    departures: tuple[str, ...]
+    identity: str
+
+    @classmethod
+    def of(cls, generator: Generator) -> GeneratorFacts:
+        """Those of a generator."""
+        return cls(
+            generator.model_hash,
+            generator.steps,
+            generator.guidance_scale,
+            generator.departures,
+            generator.identity,
+        )
 
 
 @dataclass
 class ModelBank:
     """A profile's models, and the metrics that score what they make.
 
+    Of large generators, one is in memory at a time: what takes `edge` and then `cloud` must not go on with
+    the first one, and do all that needs one of them together.
+
     Attributes:
         profile_name: of the models.
     """
 
     profile_name: str
+    _generators: dict[Role, Generator] = field(default_factory=dict, init=False, repr=False)
+    _facts: dict[Role, GeneratorFacts] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def profile(self) -> Profile:
@@ -63,15 +98,40 @@ class ModelBank:
             raise NotFoundError(f"the profile {self.profile_name} names no scorer")
         return self.profile.scorer
 
-    @cached_property
+    @property
     def cloud(self) -> Generator:
         """Draws the references."""
-        return Generator.from_profile(self.profile, "cloud")
+        return self._generator("cloud")
 
-    @cached_property
+    @property
     def edge(self) -> Generator:
         """Draws what is sent; studies also train it, so that it is not offloaded."""
-        return Generator.from_profile(self.profile, "edge", machine_placement(trained=True))
+        return self._generator("edge")
+
+    def _generator(self, role: Role) -> Generator:
+        """The generator of a role, after which a large one of the other role is not in memory."""
+        if role not in self._generators:
+            self._drop_large()
+            placed = machine_placement(role, trained=role == "edge")
+            self._generators[role] = generator = Generator.from_profile(self.profile, role, placed)
+            self._facts[role] = GeneratorFacts.of(generator)
+        return self._generators[role]
+
+    def _drop_large(self) -> None:
+        large = [role for role, each in self._generators.items() if each.bytes_in_memory >= LARGE]
+        for role in large:
+            del self._generators[role]
+        if "edge" in large:  # which these hold
+            self.__dict__.pop("aligned_edge", None)
+            self.__dict__.pop("restorer", None)
+        if large:
+            gc.collect()
+
+    def facts(self, role: Role) -> GeneratorFacts:
+        """What there is to know of a generator; it is loaded at the first time alone."""
+        if role not in self._facts:
+            self._generator(role)
+        return self._facts[role]
 
     @cached_property
     def aligned_edge(self) -> AlignedGenerator:
@@ -219,8 +279,14 @@ class ModelBank:
 
     def references(self, prompts: Sequence[Prompt], folder: Path, offset: int = 0) -> Images:
         """The cloud's images (n, h, w, 3) of prompts, `offset` added to their seeds; kept in `folder`."""
-        texts, seeds = [text for _, text, _ in prompts], [seed + offset for *_, seed in prompts]
-        return draw_images(self.cloud, texts, seeds, folder)
+        return self.cloud_images(
+            [text for _, text, _ in prompts], [seed + offset for *_, seed in prompts], folder
+        )
+
+    def cloud_images(self, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> Images:
+        """The cloud's images (n, h, w, 3), kept in `folder`; the cloud is loaded only if one is missing."""
+        kept = kept_images(self.facts("cloud").identity, prompts, seeds, folder)
+        return draw_images(self.cloud, prompts, seeds, folder) if kept is None else kept
 
     def score_images(
         self, images: Images, references: Images, prompts: Sequence[Prompt]

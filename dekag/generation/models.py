@@ -231,6 +231,12 @@ class Generator:
         return "/".join([self.model_hash, str(self.steps), str(self.guidance_scale), *self.departures])
 
     @property
+    def bytes_in_memory(self) -> int:
+        """Memory of its weights, on whatever device."""
+        models = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        return sum(each.numel() * each.element_size() for model in models for each in model.parameters())
+
+    @property
     def device(self) -> torch.device:
         """The device of the denoiser."""
         return placement.device_and_dtype(self._denoiser)[0]

@@ -132,11 +132,8 @@ def draw_images(
         Stopped: should_stop() returned True.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = [
-        _Wanted(prompt, seed, folder / f"{seed}.png", _digest(cloud.identity, prompt))
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
-    missing = [each for each in known if png_note(each.path) != each.note]
+    known = _wanted(cloud.identity, prompts, seeds, folder)
+    missing = [each for each in known if not each.there]
     if at_once > 1 and len(missing) >= WORTH_A_TRACE:
         cloud.trace()
     drawn = read = 0
@@ -150,7 +147,15 @@ def draw_images(
             _draw(cloud, new)
             drawn += len(new)
         on_progress(start + len(part))
-    return np.stack([from_bytes(each.path.read_bytes()) for each in known])
+    return _read(known)
+
+
+def kept_images(
+    identity: str, prompts: Sequence[str], seeds: Sequence[int], folder: Path
+) -> np.ndarray | None:
+    """What `draw_images` of a generator with that identity would find in `folder`; None if one is missing."""
+    known = _wanted(identity, prompts, seeds, folder)
+    return _read(known) if all(each.there for each in known) else None
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,22 @@ class _Wanted:
     seed: int
     path: Path
     note: str
+
+    @property
+    def there(self) -> bool:
+        """Whether the file holds that image."""
+        return png_note(self.path) == self.note
+
+
+def _wanted(identity: str, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> list[_Wanted]:
+    return [
+        _Wanted(prompt, seed, folder / f"{seed}.png", _digest(identity, prompt))
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+
+
+def _read(images: Sequence[_Wanted]) -> np.ndarray:
+    return np.stack([from_bytes(each.path.read_bytes()) for each in images])
 
 
 def _draw(cloud: Generator, images: Sequence[_Wanted]) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from dekag.evaluation.models import ModelBank
 from dekag.evaluation.pages import read_rows
 from dekag.evaluation.prompts import edge_prompts, topic_prompts
 from dekag.evaluation.reports.baseline_models import KEYS, REPORT
 from dekag.evaluation.studies import baseline_models
-from dekag.evaluation.studies.baseline_models import run, sent_directly
+from dekag.evaluation.studies.baseline_models import measure_steps, run, sent_directly
 from dekag.profile import load_profile
 from dekag.stickers import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
 from dekag.training.tiny_models import FOREIGN, save_dummy_models
@@ -72,6 +74,31 @@ def test_a_profile_without_a_probe_is_measured_as_far_as_it_can_be(
     refused = CliRunner().invoke(app, [*command, "--only", "edge"])
     assert refused.exit_code == 2
     assert "the profile foreign names no scorer.probe" in refused.stderr
+
+
+def test_images_of_other_numbers_of_steps_have_the_profiles_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be another than that for which the edge's denoiser was made."""
+    monkeypatch.setattr(baseline_models, "STEPS", (1,))
+    folder = with_evaluators(save_dummy_models(tmp_path / "dummy"), tmp_path / "models")
+    said = json.loads((folder / "profile.json").read_text())
+    (folder / "profile.json").write_text(json.dumps({**said, "size": 96}))
+    bank = ModelBank(str(folder))
+    shapes = []
+    monkeypatch.setattr(ModelBank, "score_images", noting(ModelBank.score_images, shapes))
+    measure_steps(bank, 2, tmp_path)
+    assert set(shapes) == {((2, 96, 96, 3), (2, 96, 96, 3))}
+
+
+def noting(score: Any, shapes: list[Any]) -> Any:
+    """`ModelBank.score_images`, which also notes the shapes of what it compares."""
+
+    def scored(bank: ModelBank, images: Any, references: Any, prompts: Any) -> Any:
+        shapes.append((images.shape, references.shape))
+        return score(bank, images, references, prompts)
+
+    return scored
 
 
 def test_prompts_are_held_out_and_need_their_topic() -> None:

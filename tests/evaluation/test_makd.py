@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from dekag.errors import InvalidInputError
+from dekag.evaluation import models
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.pages import DOCS
 from dekag.evaluation.reports.makd import REPORT, smallest, values
@@ -32,6 +35,7 @@ from dekag.evaluation.studies.makd import (
     trainings,
     write,
 )
+from dekag.evaluation.sweeps.evaluator import Evaluator
 from dekag.generation.models import Generator
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.profile import load_profile
@@ -76,6 +80,57 @@ def test_finished_cell_is_read_not_run_again(study: MakdStudy) -> None:
     assert first["bytes"]["4"] < first["bytes"]["8"] < first["bytes"]["16"]
 
 
+def watched_loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """From now on, how many generators are in memory each time that one is loaded; all count as large."""
+    monkeypatch.setattr(models, "LARGE", 0)
+    load, loaded, counts = Generator.from_profile, list[Any](), list[int]()
+
+    def watched(profile: Any, role: Any, placed: Any = None) -> Any:
+        counts.append(sum(each() is not None for each in loaded))
+        generator = load(profile, role, placed)
+        loaded.append(weakref.ref(generator))
+        return generator
+
+    monkeypatch.setattr(Generator, "from_profile", watched)
+    return counts
+
+
+def test_one_large_generator_is_in_memory_at_a_time(
+    study: MakdStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = TopicTraining("jewels", TINY)
+    both = study.unaligned("jewels"), study.run(training)
+    held = watched_loads(monkeypatch)
+    alone = MakdStudy(ModelBank(study.bank.profile_name), 2, 1, ResultStore(tmp_path))
+    found = alone.unaligned("jewels"), alone.run(training)
+    assert found[0] == both[0]
+    assert found[1]["rows"] == both[1]["rows"]
+    assert not any(held)
+    assert len(held) <= 6, "what needs one of them is done together"
+    evaluator = Evaluator(alone.bank, ResultStore(tmp_path))
+    for _ in range(2):
+        shown = evaluator.bank.edge.decoder.decode(evaluator.latents("neon", 2, knowledge=False))
+        references = evaluator.references("neon", 2)
+        assert shown.shape == references.shape
+    assert not any(held)
+
+
+def test_a_training_follows_the_settings_of_the_machine(
+    study: MakdStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, said = makd.train, []
+
+    def noted(*args: Any, micro_batch: int | None, gradient_checkpointing: bool) -> Any:
+        said.append((micro_batch, gradient_checkpointing))
+        return trained(*args, micro_batch=micro_batch, gradient_checkpointing=gradient_checkpointing)
+
+    monkeypatch.setattr(makd, "train", noted)
+    monkeypatch.setenv("DEKAG_DISTILL_MICRO_BATCH", "1")
+    monkeypatch.setenv("DEKAG_GRADIENT_CHECKPOINTING", "true")
+    MakdStudy(study.bank, 2, 1, ResultStore(tmp_path)).run(TopicTraining("neon", TINY))
+    assert said == [(1, True)]
+
+
 def test_the_page_says_what_the_upper_bound_gains(tmp_path: Path) -> None:
     (tmp_path / "gka").mkdir()
     scores = {"none": 0.5, "makd": 0.7, "ceiling": 0.75}
@@ -85,11 +140,11 @@ def test_the_page_says_what_the_upper_bound_gains(tmp_path: Path) -> None:
     assert (found["ceiling_gain"], found["near_ceiling_gain"]) == ("+50.0 %", "+47.5 %")
 
 
-@pytest.mark.parametrize("models", ["dummy_profile", "foreign_profile"])
+@pytest.mark.parametrize("kind", ["dummy_profile", "foreign_profile"])
 def test_full_fine_tune_leaves_the_edge_as_it_was(
-    models: str, request: pytest.FixtureRequest, tmp_path: Path
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    profile = with_evaluators(request.getfixturevalue(models), tmp_path / "profile")
+    profile = with_evaluators(request.getfixturevalue(kind), tmp_path / "profile")
     study = MakdStudy(ModelBank(str(profile)), 2, 1, ResultStore(tmp_path))
     before = study.bank.edge.image("a red boat", 1)
     result = study.run(TopicTraining("rocket", dataclasses.replace(TINY, method="full")))

@@ -28,7 +28,7 @@ class Painter:
 
 @pytest.fixture
 def drawn(tmp_path: Path) -> Path:
-    draw({"cloud": Painter(), "edge": Painter()}, SMALL, 7, tmp_path)  # type: ignore[dict-item]
+    draw({"cloud": Painter, "edge": Painter}, SMALL, 7, tmp_path)  # type: ignore[dict-item]
     return tmp_path
 
 

@@ -256,14 +256,22 @@ def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
                 (name, prompt) for prompt in bank.topic_prompts(name, each, bank.learnt(name))
             )
     updates = {topic: bank.update(topic) for topic in taught}
+    references = {
+        kind: [bank.cloud.image(text, seed) for _, (_, text, seed) in tqdm(tagged, desc=f"{kind}, cloud")]
+        for kind, tagged in kinds.items()
+    }
     edge, rows = bank.edge, []
     sheet: dict[int, list[Pixels]] = {}
     for kind, tagged in kinds.items():
         prompts = [prompt for _, prompt in tagged]
-        cloud = [bank.cloud.image(text, seed) for _, text, seed in tqdm(prompts, desc=f"{kind}, cloud")]
         for steps in sorted({*STEPS, edge.steps}):
             sampler = Generator(
-                edge.pipeline, edge.model_hash, edge.decoder, steps=steps, guidance_scale=edge.guidance_scale
+                edge.pipeline,
+                edge.model_hash,
+                edge.decoder,
+                steps=steps,
+                guidance_scale=edge.guidance_scale,
+                size=edge.size,
             )
             aligned = AlignedGenerator(sampler, capacity=len(taught) or 1)
             images = []
@@ -274,7 +282,7 @@ def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
                 active = () if update is None else (update.content_hash,)
                 images.append(aligned.image(text, seed, updates=active))
             sheet.setdefault(steps, []).extend(images[:: -(-len(images) // STEP_COLUMNS)])
-            scores = bank.score_images(np.stack(images), np.stack(cloud), prompts)
+            scores = bank.score_images(np.stack(images), np.stack(references[kind]), prompts)
             row: dict[str, Any] = {"kind": kind, "steps": steps, "n": len(prompts)}
             row["own"] = steps == edge.steps
             for name in ("consistency", "probe"):
@@ -321,28 +329,31 @@ def run(
         parts = [part for part in PARTS if probed or part not in PROBED]
     elif not probed and PROBED & set(parts):
         raise NotFoundError(f"the profile {profile} names no scorer.probe, which edge, cloud and steps need")
-    edge, cloud = bank.edge, bank.cloud
     known = edge_prompts(count)
     everything = cloud_prompts(count)
     each = max(1, count // len(TOPICS))
     some = list(TOPICS.values())[:count]
     held_out = [(topic.name, p) for topic in some for p in topic_prompts(topic, each)]
     if "vae" in parts:
-        measure_vae(edge, count, results)
+        measure_vae(bank.edge, count, results)
     if "edge" in parts:
-        probe_accuracy("edge_known", edge.image, known, bank.probe, bank.outline, results)
+        probe_accuracy("edge_known", bank.edge.image, known, bank.probe, bank.outline, results)
         tags = [name for name, _ in held_out]
         prompts = [prompt for _, prompt in held_out]
-        probe_accuracy("edge_heldout", edge.image, prompts, bank.probe, bank.outline, results, tags=tags)
+        probe_accuracy("edge_heldout", bank.edge.image, prompts, bank.probe, bank.outline, results, tags=tags)
     if "cloud" in parts:
-        probe_accuracy("cloud", cloud.image, everything, bank.probe, bank.outline, results)
+        probe_accuracy("cloud", bank.cloud.image, everything, bank.probe, bank.outline, results)
     if "codec" in parts:
         measure_codec(bank, known[:200], results)
     if "steps" in parts:
         measure_steps(bank, min(count, STEP_PROMPTS), results)
     one_each = [prompt for _, prompt in held_out[::each]]
-    shown = [(edge, known), (cloud, everything), (edge, one_each), (cloud, one_each)]
     width = len(one_each)
-    rows = [[model.image(prompt, seed) for _, prompt, seed in prompts[:width]] for model, prompts in shown]
+
+    def sample(model: Generator, *of: list[Prompt]) -> list[list[Pixels]]:
+        return [[model.image(prompt, seed) for _, prompt, seed in prompts[:width]] for prompts in of]
+
+    by_cloud, by_edge = sample(bank.cloud, everything, one_each), sample(bank.edge, known, one_each)
+    rows = [row for both in zip(by_edge, by_cloud, strict=True) for row in both]
     save_images(rows, results / FOLDER, "samples.webp", COMMAND)
-    save_images(subject_images(edge), results / FOLDER, "subjects.webp", COMMAND)
+    save_images(subject_images(bank.edge), results / FOLDER, "subjects.webp", COMMAND)

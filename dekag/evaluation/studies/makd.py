@@ -32,6 +32,7 @@ from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.runner import run_in_processes
 from dekag.evaluation.statistics import bootstrap_ci95, bootstrap_mean, mean_of, percent_gain
 from dekag.evaluation.store import ResultStore, content_key
+from dekag.generation.machine import TrainingMachine, read
 from dekag.generation.models import Generator
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import BITS, METHODS, DistillConfig
@@ -39,7 +40,7 @@ from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.makd.update import FORMAT, KnowledgeUpdate
 from dekag.stickers import TOPICS, random_scene
-from dekag.training.distill import draw_images, encode, new_update, seeds_for, train
+from dekag.training.distill import encode, new_update, seeds_for, train
 
 COMMAND = "dekag experiment gka"
 FOLDER = "gka"
@@ -143,7 +144,7 @@ class MakdStudy:
 
     def key(self, *parts: object) -> str:
         """Hash of `parts` and of everything that every result depends on."""
-        cloud, edge = self.bank.cloud, self.bank.edge
+        cloud, edge = self.bank.facts("cloud"), self.bank.facts("edge")
         known = [VERSION, cloud.model_hash, edge.model_hash, self.prompts, cloud.steps, cloud.guidance_scale]
         if cloud.departures or edge.departures:
             known += [cloud.departures, edge.departures]
@@ -153,7 +154,7 @@ class MakdStudy:
 
     def references(self, name: str, prompts: Sequence[Prompt], offset: int = 0) -> npt.NDArray[np.uint8]:
         """The cloud's images of test prompts, with `offset` added to their seeds."""
-        folder = self.store.folder("references", self.bank.cloud.model_hash[:12], name)
+        folder = self.store.folder("references", self.bank.facts("cloud").model_hash[:12], name)
         return self.bank.references(prompts, folder, offset)
 
     def score_images(
@@ -172,18 +173,19 @@ class MakdStudy:
         def measure() -> dict[str, list[Row]]:
             prompts = self.test_prompts(topic)
             references = self.references(topic, prompts)
-            plain = [self.bank.edge.image(prompt, seed) for _, prompt, seed in prompts]
             again = list(self.references(topic, prompts, OTHER_SEED))
+            plain = [self.bank.edge.image(prompt, seed) for _, prompt, seed in prompts]
             bounds = {"none": plain, "ceiling": again}
             return {name: self.score_images(images, references, prompts) for name, images in bounds.items()}
 
         scale = DistillConfig(**self.bank.profile.distill.given()).guidance_scale
 
         def measure_guided() -> list[Row]:
-            prompts, edge = self.test_prompts(topic), self.bank.edge
+            prompts = self.test_prompts(topic)
+            references, edge = self.references(topic, prompts), self.bank.edge
             drawn = [edge.latents(prompt, seed, guidance_scale=scale) for _, prompt, seed in prompts]
             images = [edge.decoder.decode(latents)[0] for latents in drawn]
-            return self.score_images(images, self.references(topic, prompts), prompts)
+            return self.score_images(images, references, prompts)
 
         result: dict[str, list[Row]] = self.store.json("cells", self.key("ends", topic), measure)
         guided = self.store.json("cells", self.key(GUIDED, topic, scale), measure_guided)
@@ -195,8 +197,8 @@ class MakdStudy:
 
         def measure() -> list[Row]:
             prompts = self.test_prompts(topic)
-            aligned = self.aligned_images([update], prompts)
-            return self.score_images(aligned, self.references(topic, prompts), prompts)
+            references = self.references(topic, prompts)
+            return self.score_images(self.aligned_images([update], prompts), references, prompts)
 
         ladder = update.history.get("ladder", [])
         return {
@@ -227,18 +229,28 @@ class MakdStudy:
         prompts = [*topic.prompts, *topic.held_out]
         seeds = seeds_for(config, len(topic.prompts), held_out=False)
         seeds += seeds_for(config, len(topic.held_out), held_out=True)
-        folder = self.store.folder(
-            "images", self.bank.cloud.model_hash[:12], f"{training.topic}-{config.seed}"
-        )
-        return topic, draw_images(self.bank.cloud, prompts, seeds, folder)
+        cloud = self.bank.facts("cloud")
+        folder = self.store.folder("images", cloud.model_hash[:12], f"{training.topic}-{config.seed}")
+        return topic, self.bank.cloud_images(prompts, seeds, folder)
 
     def _run(self, training: TopicTraining, folder: Path) -> Row:
         config = training.config
         topic, images = self.draw(training)
-        n = len(topic.prompts)
+        prompts = self.test_prompts(training.topic)
+        references = self.references(training.topic, prompts)
+        n, machine = len(topic.prompts), read(TrainingMachine)
         latents = encode(self.bank.edge.pipeline.vae, images)
         start = time.perf_counter()
-        trained = train(self.bank.edge.pipeline, latents[:n], latents[n:], topic, config, folder)
+        trained = train(
+            self.bank.edge.pipeline,
+            latents[:n],
+            latents[n:],
+            topic,
+            config,
+            folder,
+            micro_batch=machine.distill_micro_batch or None,
+            gradient_checkpointing=machine.gradient_checkpointing,
+        )
         result: Row = {
             "topic": training.topic,
             "config": config.as_dict(),
@@ -248,14 +260,12 @@ class MakdStudy:
             "bytes": {},
             "rows": {},
         }
-        prompts = self.test_prompts(training.topic)
-        references = self.references(training.topic, prompts)
         if trained.unet is not None:
             tuned = self._tuned_images(trained.unet, prompts, config.guidance_scale)
             result["bytes"][str(config.bits)] = 2 * sum(p.numel() for p in trained.unet.parameters())
             result["rows"][str(config.bits)] = self.score_images(tuned, references, prompts)
             return result
-        cloud, edge = self.bank.cloud.model_hash, self.bank.edge
+        cloud, edge = self.bank.facts("cloud").model_hash, self.bank.edge
         update = new_update(cloud, edge, topic, config, trained, config.bits)
         update.save(folder / "update")
         # other sizes are tried where they may be the answer: on MAKD, once for each topic
@@ -301,6 +311,7 @@ class MakdStudy:
         style, subject = pair
         prompts = world_prompts(self.prompts, partial(random_scene, subjects=(subject,), styles=(style,)))
         references = self.references(f"{style}+{subject}", prompts)
+        again = list(self.references(f"{style}+{subject}", prompts, OTHER_SEED))
         first, second = (self.update_of(TopicTraining(name, base)) for name in pair)
         rows = {
             name: self.score_images(self.aligned_images(updates, prompts), references, prompts)
@@ -311,7 +322,6 @@ class MakdStudy:
                 ("both", [first, second]),
             )
         }
-        again = list(self.references(f"{style}+{subject}", prompts, OTHER_SEED))
         rows["ceiling"] = self.score_images(again, references, prompts)
         return {"style": style, "subject": subject, "rows": rows}
 

@@ -11,8 +11,9 @@ import csv
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,18 @@ def accepted_words(attribute: str, value: str) -> tuple[str, ...]:
 
 
 def draw(
-    generators: Mapping[str, Generator], world: World, count: int, folder: Path, *, seed: int = 1
+    generators: Mapping[str, Callable[[], Generator]],
+    world: World,
+    count: int,
+    folder: Path,
+    *,
+    seed: int = 1,
 ) -> None:
     """Write sheets of `count` pictures of each generator, the key, and an empty table of answers.
 
     Args:
-        generators: by name; "cloud" draws of all topics, every other one of what the edge knows.
+        generators: by name, functions that load them, of which one is in memory at a time; "cloud" draws of
+            all topics, every other one of what the edge knows.
         world: whose test scenes are asked for.
         count: pictures of each generator.
         folder: where to write.
@@ -109,10 +116,10 @@ def draw(
                 said["colour"] = None
             rows.append({"model": name, "prompt": prompt, "seed": scene_seed, **said})
     random.Random(seed).shuffle(rows)
-    size = world.size
-    pictures = [
-        generators[row["model"]].image(row["prompt"], row["seed"], width=size, height=size) for row in rows
-    ]
+    drawn: dict[int, Any] = {}
+    for name, load in generators.items():
+        drawn |= _drawn(load(), {i: row for i, row in enumerate(rows) if row["model"] == name}, world.size)
+    pictures = [drawn[i] for i in range(len(rows))]
     for start in range(0, len(rows), ACROSS * DOWN):
         part = pictures[start : start + ACROSS * DOWN]
         _sheet(part, start + 1).save(
@@ -122,6 +129,13 @@ def draw(
     (folder / KEY).write_text(json.dumps(numbered, indent=1) + "\n")
     with (folder / ANSWERS).open("w", newline="") as file:
         csv.writer(file).writerows([COLUMNS, *([row["number"], "", "", "", ""] for row in numbered)])
+
+
+def _drawn(generator: Generator, rows: Mapping[int, Mapping[str, Any]], size: int) -> dict[int, Any]:
+    """The pictures of rows, by their places."""
+    return {
+        i: generator.image(row["prompt"], row["seed"], width=size, height=size) for i, row in rows.items()
+    }
 
 
 def run_naming(*, count: int, profile: str, results: Path) -> list[str]:
@@ -136,7 +150,8 @@ def run_naming(*, count: int, profile: str, results: Path) -> list[str]:
     models = load_profile(profile)
     world, folder = replace(STICKERS, size=models.size), results / FOLDER
     if not (folder / ANSWERS).exists():
-        draw({role: Generator.from_profile(models, role) for role in ("cloud", "edge")}, world, count, folder)
+        load = {role: partial(Generator.from_profile, models, role) for role in ("cloud", "edge")}
+        draw(load, world, count, folder)
         return [f"Show {folder}/sheet-*.webp to somebody, and fill {folder / ANSWERS} with the answers."]
     found = score(folder)
     (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -167,7 +167,7 @@ class Evaluator:
 
     def references(self, topic: str, count: int) -> Images:
         """The cloud's images of the test prompts, drawn once and kept."""
-        cloud = self.bank.cloud
+        cloud = self.bank.facts("cloud")
         sampled = f"{cloud.model_hash[:12]}-{cloud.steps}-{cloud.guidance_scale:g}"
         drawn = "-".join([sampled, *cloud.departures]).replace(" ", "-")
         return self.bank.references(self.prompts(topic, count), self.store.folder("references", drawn, topic))
