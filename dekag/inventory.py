@@ -235,12 +235,7 @@ def _misfits(profile: Profile) -> Iterator[str]:
         if made_for != channels["edge"]:
             yield f"{role}: made for latents of {made_for} channels; the edge's have {channels['edge']}"
             break
-    records = {"codec": "training.json", "unaligned_codec": "training.json", "adapters": "knowledge.json"}
-    for role, name in records.items():
-        record = Path(getattr(profile, role) or "nowhere") / name
-        trained = read_json(record).get("vae_hash") if record.exists() else None
-        if trained is not None and trained != (own := autoencoder_hash(profile.edge)):
-            yield f"{role}: trained on latents of autoencoder {str(trained)[:12]}; the edge's is {own[:12]}"
+    yield from _of_other_latents(profile)
     if profile.adapters is not None:
         fits = read_json(Path(profile.adapters) / "knowledge.json").get("base_hash")
         if fits != (own := folder_hash(profile.codec)):
@@ -250,6 +245,24 @@ def _misfits(profile: Profile) -> Iterator[str]:
         for file in sorted(Path(profile.knowledge).glob("*/knowledge.json")):
             if (fits := read_json(file).get("base_hash")) != own:
                 yield f"knowledge {file.parent.name}: made for edge {str(fits)[:12]}; it is {own[:12]}"
+
+
+def check_latents(profile: Profile) -> None:
+    """MismatchError if codec or adapters were trained on latents of another autoencoder than the edge's.
+
+    They have the same shapes, so that nothing else would notice. Those without a record of it pass.
+    """
+    for said in _of_other_latents(profile):
+        raise MismatchError(said)
+
+
+def _of_other_latents(profile: Profile) -> Iterator[str]:
+    records = {"codec": "training.json", "unaligned_codec": "training.json", "adapters": "knowledge.json"}
+    for role, name in records.items():
+        record = Path(getattr(profile, role) or "nowhere") / name
+        trained = read_json(record).get("vae_hash") if record.exists() else None
+        if trained is not None and trained != (own := autoencoder_hash(profile.edge)):
+            yield f"{role}: trained on latents of autoencoder {str(trained)[:12]}; the edge's is {own[:12]}"
 
 
 def _pipeline(role: str, model: GeneratorProfile) -> Iterator[Part]:

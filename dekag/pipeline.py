@@ -741,14 +741,17 @@ class SemanticLink:
 
         Raises:
             NotFoundError: there is no such profile.
-            MismatchError: the transmission knowledge does not fit the codec, or a model is damaged.
+            MismatchError: the transmission knowledge does not fit the codec, one of them is made for another
+                autoencoder, or a model is damaged.
             InvalidInputError: a setting of the machine is invalid.
         """
         from dekag.cala.aligned_codec import AlignedCodec
         from dekag.generation.models import Generator
+        from dekag.inventory import check_latents
         from dekag.profile import Profile, load_profile
 
         models = profile if isinstance(profile, Profile) else load_profile(profile, check_models=True)
+        check_latents(models)
         if aligned:
             codec = AlignedCodec.load(models.codec, models.adapters)
         else:

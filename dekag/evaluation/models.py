@@ -28,6 +28,7 @@ from dekag.generation.models import Generator
 from dekag.generation.profile import Role
 from dekag.generation.restorer import Restorer
 from dekag.generation.side_information import SideInformation
+from dekag.inventory import check_latents
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicFile, read_topics
@@ -207,7 +208,11 @@ class ModelBank:
 
     @cached_property
     def codecs(self) -> dict[str, AdaptedCodec]:
-        """That of "unaligned" deliveries, and the one that adapters adapt: "base", or with "adapters"."""
+        """That of "unaligned" deliveries, and the one that adapters adapt: "base", or with "adapters".
+
+        MismatchError if one is made for another autoencoder than the edge's.
+        """
+        check_latents(self.profile)
         found = {"unaligned": self.unaligned_codec(), "base": AdaptedCodec(self.codec)}
         if self.profile.adapters is not None:
             found["adapters"] = adapted = attached(self.codec, self.adapters)

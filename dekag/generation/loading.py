@@ -155,14 +155,27 @@ def _pipeline(model: GeneratorProfile, parts: dict[str, Any]) -> Any:
         return _pipeline_of_file(model, parts)
     if model.config is not None:
         raise MismatchError(f"{model.path} is no single file: `config` is for checkpoints in one file")
+    folder = local_folder(model.path, model.revision)
     return DiffusionPipeline.from_pretrained(
-        local_folder(model.path, model.revision),
+        folder,
         variant=model.variant,
         dtype={"vae": _dtype(model.vae_dtype), "default": _dtype(model.dtype)},
         use_safetensors=True,
         local_files_only=True,
-        **parts,
+        **{**_without_checker(folder), **parts},
     )
+
+
+def _without_checker(folder: str) -> dict[str, Any]:
+    """Arguments that leave out a pipeline's safety checker, such as that of Stable Diffusion 1.
+
+    It judges pixels, and generators draw latents alone: loaded, it would take memory for nothing.
+    """
+    index = Path(folder, INDEX)
+    named = dict(_components(dict(read_json(index)))) if index.is_file() else {}
+    if named.get("safety_checker", [None])[0] is None:
+        return {}
+    return {"safety_checker": None, "requires_safety_checker": False}
 
 
 def _pipeline_of_file(model: GeneratorProfile, parts: dict[str, Any]) -> Any:
@@ -253,6 +266,8 @@ def load_component(model: GeneratorProfile, name: str) -> Any:
     from diffusers import DiffusionPipeline
 
     part = model.components.get(name)
+    if part is not None and Path(part.path).is_file():
+        raise MismatchError(f"{part.path} is a file: the component {name!r} is a folder, or a name on a hub")
     if Path(model.path).is_file():
         index, folder = configuration(model)
     else:

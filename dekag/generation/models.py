@@ -123,6 +123,14 @@ def by_group(keys: Sequence[_Key], draw: Callable[[Sequence[int], _Key], torch.T
     return torch.cat([rows[i] for i in range(len(keys))])
 
 
+def _made_for(denoiser: Any, decoder: LatentDecoder) -> int | None:
+    """Side of the images that a denoiser was made for, pixels; None if it does not say."""
+    side = denoiser.config.sample_size
+    if isinstance(side, list | tuple):
+        side = side[0]
+    return None if side is None else int(side * decoder.factor)
+
+
 class Generator:
     """A text-to-image pipeline (Stable Diffusion, also XL, or PixArt-Sigma) with its sampling settings.
 
@@ -154,8 +162,10 @@ class Generator:
         self.formats = formats
         self._denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
         self._traced: TracedDenoiser | None = None
-        self._own_size = int(self._denoiser.config.sample_size * decoder.factor)
-        self.size = self._own_size if size is None else size
+        self._own_size = _made_for(self._denoiser, decoder)
+        if (side := size or self._own_size) is None:
+            raise MismatchError("the denoiser does not say for which size it was made: a size is required")
+        self.size = side
         self.reader = PromptReader(pipeline, load_text_encoder)
         self._accepted = accepted = inspect.signature(pipeline.__call__).parameters
         self._extra: dict[str, Any] = {}

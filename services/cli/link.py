@@ -141,6 +141,7 @@ def _links(options: LinkOptions) -> Mapping[str, SemanticLink]:
     from dekag.cala.aligned_codec import AlignedCodec
     from dekag.evaluation.models import load_quietly
     from dekag.generation.models import Generator
+    from dekag.inventory import check_latents
     from dekag.pipeline import PixelLink, SemanticLink
     from dekag.profile import load_profile
 
@@ -156,6 +157,7 @@ def _links(options: LinkOptions) -> Mapping[str, SemanticLink]:
         links[PIXELS] = PixelLink.load(profile)
     if not semantic:
         return links
+    check_latents(profile)
     generator = Generator.from_profile(profile, "edge")
     folders = {
         "semantic": (profile.codec, profile.adapters),

@@ -87,8 +87,10 @@ class CodecCache:
         """Loads the profile's codecs and adapters from their folders; MismatchError on a mismatch."""
         from dekag.cala.aligned_codec import AlignedCodec
         from dekag.cala.artifact import TransmissionKnowledge
+        from dekag.inventory import check_latents
         from dekag.pixel_codec import PixelCodec
 
+        check_latents(profile)
         self.unaligned = self.base = AlignedCodec.load(profile.codec, max_batch=self._max_batch)
         if profile.unaligned_codec is not None:
             self.unaligned = AlignedCodec.load(profile.unaligned_codec, max_batch=self._max_batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -59,6 +60,45 @@ def test_a_component_that_is_not_there_is_named(profile: Profile) -> None:
     away = ComponentProfile(path="somebody/else")
     with pytest.raises(NotFoundError, match="no model 'somebody/else'"):
         load_pipeline(_with(profile.edge, components={"vae": away}))
+
+
+def _edited(edge: GeneratorProfile, folder: Path, file: str, **entries: Any) -> GeneratorProfile:
+    """A copy of a pipeline in which a JSON file has other entries."""
+    shutil.copytree(edge.path, folder)
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+    return _with(edge, path=str(folder))
+
+
+def test_a_safety_checker_is_neither_needed_nor_loaded(profile: Profile, tmp_path: Path) -> None:
+    """Stable Diffusion 1 has one, which many copies lack."""
+    named = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    edge = _edited(profile.edge, tmp_path / "edge", "model_index.json", requires_safety_checker=True, **named)
+    assert load_pipeline(edge).safety_checker is None
+
+
+def test_a_component_in_one_file_is_refused(profile: Profile) -> None:
+    file = Path(profile.edge.path, "vae", "diffusion_pytorch_model.safetensors")
+    mixed = _with(profile.edge, components={"vae": ComponentProfile(path=str(file))})
+    with pytest.raises(MismatchError, match="is a file: the component 'vae' is a folder, or a name on a hub"):
+        load_pipeline(mixed)
+
+
+@pytest.mark.parametrize("said", [None, [16, 16]])
+def test_a_denoiser_may_say_nothing_of_its_size_or_both_sides(
+    profile: Profile, tmp_path: Path, said: Any
+) -> None:
+    edge = _edited(profile.edge, tmp_path / "edge", "unet/config.json", sample_size=said)
+    mine = Generator.from_profile(profile.model_copy(update={"edge": edge}), "edge")
+    assert mine.size == profile.size
+    usual = Generator.from_profile(profile, "edge")
+    assert torch.equal(mine.latents(PROMPT, 1), usual.latents(PROMPT, 1))
+    if said is None:
+        assert mine.departures == (f"{profile.size} pixels",)
+        with pytest.raises(MismatchError, match="a size is required"):
+            Generator.load(edge.path, steps=1, guidance_scale=1.0)
+    else:
+        assert mine.departures == usual.departures
 
 
 @pytest.mark.parametrize(

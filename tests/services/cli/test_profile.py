@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dekag import SemanticLink
 from dekag.cala.artifact import TransmissionKnowledge
-from dekag.generation.loading import load_pipeline
+from dekag.errors import MismatchError
+from dekag.evaluation.models import ModelBank
+from dekag.generation.loading import autoencoder_hash, load_pipeline
 from dekag.generation.machine import Machine, read
 from dekag.generation.models import Generator
 from dekag.inventory import parts, problems, processes, processes_on_device
@@ -198,6 +202,29 @@ def test_parts_that_do_not_fit_are_named(dummy_profile: Path, tmp_path: Path) ->
     (told,) = problems(other, parts(other))
     fits = TransmissionKnowledge.load(adapters).info["base_hash"]
     assert told.startswith(f"adapters: made for codec {fits[:12]}; the profile's is ")
+
+
+@pytest.mark.parametrize("role", ["codec", "unaligned_codec", "adapters"])
+@pytest.mark.asyncio
+async def test_what_was_trained_on_other_latents_is_not_loaded(
+    role: str, dummy_profile: Path, tmp_path: Path
+) -> None:
+    folder = with_adapters(dummy_profile, tmp_path / "adapted", adapters(dummy_profile / "codec", 1))
+    folder = with_unaligned_codec(folder, tmp_path / "mine")
+    profile = load_profile(folder)
+    place = Path(getattr(profile, role))
+    link, bank = partial(SemanticLink.load, folder), ModelBank(str(folder))
+    if role != "adapters":
+        (place / "training.json").write_text(json.dumps({"vae_hash": autoencoder_hash(profile.edge)}))
+        link()
+        (place / "training.json").write_text(json.dumps({"vae_hash": "0" * 64}))
+    else:
+        TransmissionKnowledge.load(place).with_info(vae_hash="0" * 64).save(place)
+    edge = EdgeServicer(EdgeSettings(port=0, redis_url="", profile=str(folder)))
+    for load in (link, lambda: bank.codecs, edge.load):
+        with pytest.raises(MismatchError, match=f"^{role}: trained on latents of autoencoder 000000000000"):
+            await asyncio.to_thread(load)
+    await edge.close()
 
 
 @pytest.mark.asyncio
