@@ -71,6 +71,10 @@ class Operation:
         cases: st.SearchStrategy[Any] = self._described.as_strategy(generation_mode=mode)
         return cases
 
+    def case(self, body: Mapping[str, Any]) -> Any:
+        """The request with this body of JSON."""
+        return self._described.Case(body=dict(body), media_type="application/json")
+
 
 class Gateway:
     """A gateway to be sent anything, and what the OpenAPI document says of it.
