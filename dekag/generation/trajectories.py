@@ -15,8 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dekag.errors import MismatchError
+from dekag.generation import loading
+from dekag.generation.profile import HasGenerators
 
 _NOTE, _AUTOENCODER = "note", "autoencoder"
+_REMEDY = 'such an edge can learn from images alone (distill.objective "images" in the profile)'
 
 
 @dataclass(frozen=True)
@@ -122,12 +125,9 @@ def of_steps(steps: Sequence[Step], scheduler: Any, autoencoder: str) -> Traject
     Raises:
         MismatchError: the sampler has another kind of noise schedule, or its model predicts something else.
     """
-    kind = type(scheduler).__name__
-    if float(getattr(scheduler, "init_noise_sigma", 0)) != 1 or not hasattr(scheduler, "alphas_cumprod"):
-        raise MismatchError(f"the sampler {kind} keeps no variance: its trajectories cannot be learnt from")
     predicts = scheduler.config.prediction_type
     timesteps = torch.tensor([each.timestep for each in steps])
-    signal = scheduler.alphas_cumprod.cpu().float()[timesteps]
+    signal = signal_of(scheduler)[timesteps]
     shape = (1, -1, 1, 1, 1)
     kept, spoilt = signal.sqrt().view(shape), (1 - signal).sqrt().view(shape)
     noisy = torch.stack([each.noisy.cpu().float() for each in steps], 1)
@@ -139,3 +139,45 @@ def of_steps(steps: Sequence[Step], scheduler: Any, autoencoder: str) -> Traject
     else:
         raise MismatchError(f"a denoiser that predicts {predicts!r} has no trajectories: only noise or v")
     return Trajectories(timesteps, signal, clean.half(), noise.half(), autoencoder)
+
+
+def check_teachable(profile: HasGenerators) -> None:
+    """Raises MismatchError if the edge of a profile cannot learn from trajectories of its cloud.
+
+    Raises:
+        NotFoundError: a part is not on this machine.
+        MismatchError: also if a part is not what a pipeline needs.
+    """
+    cloud, edge = profile.cloud, profile.edge
+    hashes = [loading.autoencoder_hash(each) for each in (cloud, edge)]
+    samplers = [loading.load_component(each, "scheduler") for each in (cloud, edge)]
+    check_alike(hashes[0] == hashes[1], signal_of(samplers[0]), trained_signal(samplers[1]))
+
+
+def signal_of(scheduler: Any) -> torch.Tensor:
+    """Power of the clean latents at each timestep of a sampler's noise schedule, (timesteps,) float32.
+
+    Raises:
+        MismatchError: it has another kind of noise schedule.
+    """
+    if not hasattr(scheduler, "alphas_cumprod") or float(getattr(scheduler, "init_noise_sigma", 0)) != 1:
+        kind = type(scheduler).__name__
+        raise MismatchError(f"the sampler {kind} does not preserve variance: {_REMEDY}")
+    signal: torch.Tensor = scheduler.alphas_cumprod.cpu().float()
+    return signal
+
+
+def trained_signal(scheduler: Any) -> torch.Tensor:
+    """The same of the noise schedule that a denoiser was trained with, whatever sampler it draws with."""
+    from diffusers import DDPMScheduler
+
+    signal: torch.Tensor = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.float()
+    return signal
+
+
+def check_alike(same_autoencoder: bool, cloud: torch.Tensor, edge: torch.Tensor) -> None:
+    """Raises MismatchError unless an edge can learn from a cloud with these signals, (timesteps,) each."""
+    if not same_autoencoder:
+        raise MismatchError(f"cloud and edge have different autoencoders: {_REMEDY}")
+    if cloud.shape != edge.shape or not torch.allclose(cloud, edge, atol=1e-4):
+        raise MismatchError(f"cloud and edge have different noise schedules: {_REMEDY}")

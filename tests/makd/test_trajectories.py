@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from typer.testing import CliRunner
 
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.models import Generator
-from dekag.generation.trajectories import Step, Trajectories, of_steps
+from dekag.generation.trajectories import Step, Trajectories, check_teachable, of_steps
+from dekag.inventory import parts, problems
 from dekag.makd.config import DistillConfig
-from dekag.profile import load_profile
+from dekag.profile import DistillProfile, load_profile
 from dekag.training.diffusion import NOISE_SCHEDULE
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.distill import Progress, Stopped, cloud_images, distill
 from dekag.training.targets import TrajectoryTargets, trajectory_targets
+from services.cli.main import app
 from tests.makd.conftest import TINY, Distilled, prompts_of
 
 LEARNING = dataclasses.replace(TINY, objective="trajectories", guidance_scale=1.0)
@@ -134,11 +139,11 @@ def test_images_without_their_trajectory_are_drawn_again(teacher: Generator, tmp
 
 
 def test_trajectories_of_another_autoencoder_or_noise_schedule_are_refused(
-    teacher: Generator, edge: Generator, foreign_profile: Path, tmp_path: Path
+    teacher: Generator, edge: Generator
 ) -> None:
     _, kept = teacher.denoised(PROMPTS[:1], SEEDS[:1])
     trajectory_targets(kept, edge)
-    with pytest.raises(MismatchError, match="different autoencoders: such an edge can learn from images"):
+    with pytest.raises(MismatchError, match="different autoencoders"):
         trajectory_targets(dataclasses.replace(kept, autoencoder="other"), edge)
     for betas in ({"beta_end": 0.02}, {"num_train_timesteps": 100}):
         edge.pipeline.scheduler = DDIMScheduler.from_config(edge.pipeline.scheduler.config, **betas)
@@ -146,10 +151,30 @@ def test_trajectories_of_another_autoencoder_or_noise_schedule_are_refused(
             MismatchError, match="different noise schedules: such an edge can learn from images"
         ):
             trajectory_targets(kept, edge)
-    profile = load_profile(foreign_profile)
-    foreign = [Generator.from_profile(profile, role) for role in ("cloud", "edge")]
-    with pytest.raises(MismatchError, match="different autoencoders: such an edge can learn from images"):
-        distill(*foreign, prompts_of("neon"), LEARNING, tmp_path)
+    edge.pipeline.scheduler = EulerDiscreteScheduler.from_config(teacher.pipeline.scheduler.config)
+    trajectory_targets(kept, edge)
+
+
+def test_a_profile_whose_edge_cannot_learn_so_is_refused_before_anything_is_drawn(
+    dummy_profile: Path, foreign_profile: Path, tmp_path: Path
+) -> None:
+    check_teachable(load_profile(dummy_profile))
+    why = "cloud and edge have different autoencoders: such an edge can learn from images"
+    foreign = load_profile(foreign_profile)
+    with pytest.raises(MismatchError, match=why):
+        check_teachable(foreign)
+    asked = foreign.model_copy(update={"distill": DistillProfile(objective="trajectories")})
+    assert problems(foreign, parts(foreign)) == []
+    assert [each for each in problems(asked, parts(asked)) if each.startswith(f"distill.objective: {why}")]
+    copied = shutil.copytree(foreign_profile, tmp_path / "foreign")
+    content = json.loads((copied / "profile.json").read_text()) | {"distill": {"objective": "trajectories"}}
+    (copied / "profile.json").write_text(json.dumps(content))
+    runs = tmp_path / "runs"
+    told = CliRunner().invoke(
+        app, ["train", "knowledge", "--topic", "neon", "--profile", str(copied), "--runs", str(runs)]
+    )
+    assert why in f"{told.output}{told.exception}"
+    assert not runs.exists()
 
 
 def test_samplers_whose_trajectories_cannot_be_learnt_from_are_refused(teacher: Generator) -> None:
