@@ -326,8 +326,10 @@ def knowledge_table(results: Path) -> Lines:
 
 def distill_table(results: Path) -> Lines:
     """Time to teach each topic."""
-    rows = read_bench("distill", results)["rows"]
-    return table(["topic", "s"], [[row["topic"], f"{row['seconds']:.1f}"] for row in rows])
+    bench = read_bench("distill", results)
+    threads = bench["config"].get("threads", 1) or "all"
+    lines = [[row["topic"], str(threads), f"{row['seconds']:.1f}"] for row in bench["rows"]]
+    return table(["topic", "threads", "s"], lines)
 
 
 def _cost_rows(results: Path) -> list[Row]:
