@@ -85,6 +85,24 @@ def test_both_subjects_of_a_pair_are_asked_for_and_a_single_one_once(tmp_path: P
     assert wrong["shown"] == f"{pair['subject']} and {pair['companion']}"
 
 
+def test_the_page_counts_pairs_and_what_is_shown_twice(tmp_path: Path) -> None:
+    assert naming_values(tmp_path) == {}
+    folder = tmp_path / "naming"
+    folder.mkdir()
+    key = [{"number": 1, "companion": "car"}, {"number": 2, "companion": "cat"}, {"number": 3}]
+    (folder / KEY).write_text(json.dumps(key))
+    wrong = [{"number": 1, "of": "subject"}, {"number": 2, "of": "setting"}]
+    scores = {"cloud": {"wrong": wrong, "twice": [3]}, "edge": {"wrong": [], "twice": []}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    assert naming_values(tmp_path) == {
+        "naming_pairs": "2",
+        "naming_pairs_right": "1",
+        "naming_cloud_twice": "1",
+        "naming_edge_twice": "0",
+        "naming_twice": "1",
+    }
+
+
 def test_the_committed_key_names_both_subjects_of_its_pairs() -> None:
     for row in json.loads((RESULTS / "naming" / KEY).read_text()):
         number = row["seed"] - SPLIT_START["test"]
