@@ -14,6 +14,7 @@ from PIL import Image
 
 from dekag.errors import FileError
 from dekag.evaluation.registry import RESULTS
+from dekag.evaluation.reports.baseline_models import naming_values
 from dekag.evaluation.studies.naming import ANSWERS, JUDGED, KEY, accepted_words, draw, score
 from dekag.training.data import SPLIT_START, scene_number
 from dekag.training.worlds import STICKERS
