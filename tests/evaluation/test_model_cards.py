@@ -44,6 +44,8 @@ def test_a_card_follows_every_training_and_none_is_written_without_one(tmp_path:
     }
     second = {**first, "command": "dekag train edge --start it", "continues": first}
     (edge / "training.json").write_text(json.dumps(second))
+    (edge / "unet").mkdir()
+    (edge / "unet" / "model.safetensors").write_bytes(bytes(1_234_567))
     assert write_cards(tmp_path) == [edge / "README.md"]
     text = (edge / "README.md").read_text()
     assert (
@@ -52,6 +54,7 @@ def test_a_card_follows_every_training_and_none_is_written_without_one(tmp_path:
         < text.index("`dekag train edge`")
     )
     assert "subject, on held-out images: 0.9" in text
+    assert "\nWeights: 1.2 MB.\n" in text
     assert f"# {KINDS['edge'][0]} of the profile own" in text
 
 

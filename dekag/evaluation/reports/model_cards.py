@@ -61,6 +61,8 @@ def card(folder: Path, results: Path = RESULTS) -> str:
         f"{what[0].upper()}{what[1:]}. Part of DeKA-g, a simulator of generative semantic communication.",
         "",
     ]
+    weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    lines += [f"Weights: {weights / 1e6:.1f} MB.", ""] if weights else []
     body = _updates(folder) if folder.name == "knowledge" else _training(folder, _measured(folder, results))
     if not body:
         return ""
