@@ -244,7 +244,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
                     if body.consistency and received.png:
                         compared = await consistency(app.state.cloud, provide, received)
                     image = await images.to_image(received, body, compared)
-                    traffic.add(image.link_report)
+                    traffic.add(image.link_report, None if compared is None else compared.mean)
                     reports.append(image.link_report)
                     await keep(reports)
                     app.state.drift_sampler.submit(provide, received)
