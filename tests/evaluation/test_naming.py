@@ -71,7 +71,7 @@ def test_answers_are_scored_by_generator(drawn: Path) -> None:
 
 
 def test_both_subjects_of_a_pair_are_asked_for_and_a_single_one_once(tmp_path: Path) -> None:
-    draw({"cloud": Painter()}, SMALL, 60, tmp_path)  # type: ignore[dict-item]
+    draw({"cloud": Painter}, SMALL, 60, tmp_path)  # type: ignore[dict-item]
     key = json.loads((tmp_path / KEY).read_text())
     pair = next(row for row in key if "companion" in row)
     single = next(row for row in key if "companion" not in row)
