@@ -854,7 +854,11 @@ class DeliveryTraffic(_Response):
 
 
 class Savings(_Response):
-    """Cost of semantic delivery, and of as many images at the mean cost of conventional delivery."""
+    """Cost of semantic delivery, and of as many images at the mean cost of conventional delivery.
+
+    The two are not of equal quality. Means of both are beside their costs, of the images whose quality was
+    measured.
+    """
 
     channel_uses_spent: int = Field(examples=[6144])
     channel_uses_instead: int = Field(examples=[40_200])
@@ -862,6 +866,27 @@ class Savings(_Response):
         description="Bytes between cloud and edge, knowledge updates included.", examples=[169_299]
     )
     backhaul_bytes_instead: int = Field(examples=[9_600])
+    psnr_db_spent: float | None = Field(
+        default=None,
+        description="Mean PSNR of the semantic images against those that the edge sent, dB; null if none was "
+        "measured.",
+        examples=[23.5],
+    )
+    psnr_db_instead: float | None = Field(
+        default=None,
+        description="Mean PSNR of the conventional images that decoded, against the cloud's, dB; null if "
+        "none was measured.",
+        examples=[38.1],
+    )
+    consistency_spent: float | None = Field(
+        default=None,
+        description="Mean consistency of the semantic images with the cloud's; null if no request asked for "
+        "it.",
+        examples=[0.84],
+    )
+    consistency_instead: float | None = Field(
+        default=None, description="The same of the conventional images that decoded.", examples=[0.99]
+    )
 
 
 class BackhaulPoint(_Response):
@@ -1266,6 +1291,13 @@ class ErrorBody(_Response):
     )
     param: str | None = Field(description="The first invalid field.", examples=["link.snr_db"])
     code: str = Field(description="Kind of the problem.", examples=["invalid_value"])
+
+
+class ErrorEvent(_Response):
+    """The end of a stream that failed."""
+
+    type: Literal["error"] = "error"
+    error: ErrorBody
 
 
 class Problem(_Response):

@@ -65,11 +65,19 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination of subject, colour and setting is excluded from rendered training images.
-
-        The first subject decides: a companion may stand in a setting that is held out for it.
-        """
+        """Whether this combination of first subject, colour and setting is excluded from training."""
         return (self.colour, self.setting) in _held_out(self.subject)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether a rendered training image may show this: a companion's combination is not held out either.
+
+        The models that ship learned from images for which only the first subject was looked at.
+        """
+        if self.companion is None:
+            return not self.held_out
+        own = SUBJECT_BY_NAME[self.companion].colour
+        return not self.held_out and (own, self.setting) not in _held_out(self.companion)
 
     def visible_attributes(self) -> tuple[str, ...]:
         """Names of the judged attributes that this scene shows."""

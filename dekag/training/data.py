@@ -35,14 +35,14 @@ def scene_number(split: str, n: int, draw: Callable[[random.Random], Any]) -> tu
         n: number of the scene.
         draw: draws a scene, `world.scenes(cloud=True)` for example.
 
-    The first subject of a training scene never has a held-out combination of attributes, that of a validation
+    No subject of a training scene has a held-out combination of attributes; the first subject of a validation
     or test scene always has one.
     """
     seed = SPLIT_START[split] + n
     rng = random.Random(seed)
     while True:
         scene = draw(rng)
-        if scene.held_out == (split != "train"):
+        if scene.trainable if split == "train" else scene.held_out:
             return scene, seed
 
 

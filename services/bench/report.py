@@ -11,7 +11,7 @@ import numpy as np
 
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, table
-from dekag.evaluation.registry import OF_THE_PAGE, read_figures
+from dekag.evaluation.registry import MISSING, OF_THE_PAGE, read_figures
 from dekag.evaluation.statistics import POSITIVE, mean_ci95, mean_of, proportion_ci95
 from dekag.makd.demand import REPLAYED
 from services.bench import channel, overload, scale, start, throughput, traffic, upgrade
@@ -19,7 +19,7 @@ from services.bench.conventional import LINKS
 from services.bench.cost import DELIVERY
 from services.bench.growth import growth_plot, growth_table, growth_values
 from services.bench.loadtest import backhaul
-from services.bench.parts import FOUR_TOPICS, GUIDED, IMAGES_AT_ONCE
+from services.bench.parts import FOUR_TOPICS, GUIDED, IMAGES_AT_ONCE, UNALIGNED
 from services.bench.results_io import read_bench
 
 KEYS = (
@@ -120,6 +120,12 @@ def _traffic_values(config: Mapping[str, Any]) -> dict[str, str]:
     if "counters_bytes" in containers:
         found |= {name: f"{containers[name]:,}" for name in ("counters_bytes", "interceptors_bytes")}
     ours = config["backhaul"]["bytes"]
+    for what, score in (
+        ("sent_consistency", (config["backhaul"].get("consistency") or {}).get("mean")),
+        ("received_consistency", (config["backhaul"].get("received_consistency") or {}).get("mean")),
+        ("usual_consistency", config["backhaul"].get("usual_consistency")),
+    ):
+        found[what] = MISSING if score is None else f"{score:.3f}"
     found["policies_ours"] = f"{ours:,.0f} B"
     found["policies_requests"] = str(config["backhaul"].get("requests", 0))
     for kind, taken in _policies(config).items():
@@ -254,12 +260,23 @@ def traffic_table(results: Path) -> Lines:
             f"{statistics.fmean(row[what] for row in own):,.0f}"
             for what in ("file_channel_uses", "semantic_channel_uses")
         )
-        radio.append([f"{name} of equal PSNR", uses, own_uses, _interval(*traffic.radio_ratio(rows, name))])
+        ratio = _interval(*traffic.radio_ratio(rows, name))
+        radio.append([f"{name} of equal PSNR", uses, own_uses, ratio, *_qualities(own, traffic.BY_PSNR)])
+    qualities = ["quality of theirs", "of ours"]
     return [
-        *table(["backhaul of an image", "theirs, B", "ours, B", "saved, %"], on_backhaul),
+        *table(["backhaul of an image", "theirs, B", "ours, B", "saved, %", *qualities], on_backhaul),
         "",
-        *table(["channel uses of an image", "theirs", "ours", "ratio"], radio),
+        *table(["channel uses of an image", "theirs", "ours", "ratio", *qualities], radio),
     ]
+
+
+def _qualities(rows: Sequence[Row], column: str) -> list[str]:
+    """The quality of files in that column and of our images, each against what was sent or the cloud's."""
+    if column == traffic.BY_CONSISTENCY:
+        # files are chosen so that they are, on average over a topic, as consistent as our images
+        return [f"consistency {traffic.mean_consistency(rows):.3f}"] * 2
+    means = (statistics.fmean(row[what] for row in rows) for what in ("file_psnr_db", "psnr_db"))
+    return [f"PSNR {mean:.1f} dB" for mean in means]
 
 
 def _backhaul_row(files: str, rows: Sequence[Row], name: str, column: str) -> list[list[str]]:
@@ -269,7 +286,7 @@ def _backhaul_row(files: str, rows: Sequence[Row], name: str, column: str) -> li
         return []
     theirs = statistics.fmean(row[column] for row in rows if row.get(column) is not None)
     ours = f"{statistics.fmean(row['semantic_backhaul_bytes'] for row in rows):,.0f}"
-    return [[files, f"{theirs:,.0f}", ours, _interval(*saved)]]
+    return [[files, f"{theirs:,.0f}", ours, _interval(*saved), *_qualities(rows, column)]]
 
 
 def _stricter_rows(rows: Sequence[Row], name: str, column: str) -> list[list[str]]:
@@ -294,6 +311,15 @@ def _policies(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return backhaul.policies(config["backhaul"], updates)
 
 
+def _consistencies(found: Mapping[str, Any]) -> dict[str, str]:
+    """Consistency with the cloud's images: of each kind of file, and of the images that the edge sent."""
+    ours, usual = (
+        MISSING if score is None else f"{score:.3f}"
+        for score in (found["consistency"]["mean"], found["usual_consistency"])
+    )
+    return {backhaul.EQUAL: f"{ours}, ours {ours}", backhaul.USUAL: f"{usual}, ours {ours}"}
+
+
 def policies_table(results: Path) -> Lines:
     """What the requests of the load test would have taken under each policy, beside what they took."""
     config = read_bench("traffic", results)["config"]
@@ -308,9 +334,9 @@ def policies_table(results: Path) -> Lines:
             theirs = taken[name]
             cells += [f"{theirs:,.0f}", f"{100 * (1 - ours / theirs):.1f}" if theirs else ""]
         lines.append([f"`{name}`", what, *cells])
-    header = ["policy", "what it sends"]
+    header, scores = ["policy", "what it sends"], _consistencies(config["backhaul"])
     for kind in by_kind:
-        header += [f"with {POLICY_FILES[kind]}, B", "saved in this run, %"]
+        header += [f"with {POLICY_FILES[kind]} ({scores[kind]}), B", "saved in this run, %"]
     return table(header, lines, words=(0, 1))
 
 
@@ -326,8 +352,10 @@ def knowledge_table(results: Path) -> Lines:
 
 def distill_table(results: Path) -> Lines:
     """Time to teach each topic."""
-    rows = read_bench("distill", results)["rows"]
-    return table(["topic", "s"], [[row["topic"], f"{row['seconds']:.1f}"] for row in rows])
+    bench = read_bench("distill", results)
+    threads = bench["config"].get("threads", 1) or "all"
+    lines = [[row["topic"], str(threads), f"{row['seconds']:.1f}"] for row in bench["rows"]]
+    return table(["topic", "threads", "s"], lines)
 
 
 def _cost_rows(results: Path) -> list[Row]:
@@ -508,20 +536,21 @@ def rows_table(results: Path) -> Lines:
 def drawings_table(results: Path) -> Lines:
     """Milliseconds an image, by images at once and whose updates draw them."""
     times = _times(results)
-    names = (
-        "no update",
-        GUIDED,
-        "one topic",
-        "one topic, PEFT's layers",
-        FOUR_TOPICS,
-        f"{FOUR_TOPICS}, PEFT's layers",
-    )
+    columns = {
+        UNALIGNED: UNALIGNED,
+        GUIDED: "with guidance",
+        "one topic": "one topic",
+        "one topic, PEFT's layers": "the same, PEFT",
+        FOUR_TOPICS: FOUR_TOPICS,
+        f"{FOUR_TOPICS}, PEFT's layers": "the same, PEFT",
+    }
+    if not _of(times, "drawing", GUIDED):  # updates need none
+        del columns[GUIDED]
     lines = []
     for images in IMAGES_AT_ONCE:
-        found = [_of(times, "drawing", name, images) for name in names]
+        found = [_of(times, "drawing", name, images) for name in columns]
         lines.append([str(images), *(f"{each[0]['ms_each']:.0f}" if each else "" for each in found)])
-    header = ["images at once", "no update", "with guidance", "one topic", "the same, PEFT", "four topics"]
-    return table([*header, "the same, PEFT"], lines, words=())
+    return table(["images at once", *columns.values()], lines, words=())
 
 
 def decoders_table(results: Path) -> Lines:

@@ -9,6 +9,7 @@ Knowledge updates are charged to the requests drawn with them.
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,12 +126,18 @@ def run_traffic_bench(
     write_bench("traffic", config, rows, results)
     for name in FORMATS:
         ratio = radio_ratio(rows, name)
-        for what, quality in ((BY_CONSISTENCY, "consistency"), (BY_PSNR, "PSNR")):
-            if (saved := backhaul_saved(rows, name, what)) is not None:
-                console.print(
-                    f"against {name} of equal {quality}: backhaul saved {saved[0]:.1f} %", highlight=False
-                )
-        console.print(f"against {name} of equal PSNR: {ratio[0]:.2f} times our channel uses", highlight=False)
+        own = [row for row in rows if row["format"] == name]
+        psnrs = "ours {:.1f} dB, theirs {:.1f} dB".format(
+            *(statistics.fmean(row[what] for row in own) for what in ("psnr_db", "file_psnr_db"))
+        )
+        if (saved := backhaul_saved(rows, name, BY_CONSISTENCY)) is not None:
+            equal = f"equal consistency (both {mean_consistency(own):.3f})"
+            console.print(f"against {name} of {equal}: backhaul saved {saved[0]:.1f} %", highlight=False)
+        if (saved := backhaul_saved(rows, name, BY_PSNR)) is not None:
+            equal = f"equal PSNR ({psnrs})"
+            console.print(f"against {name} of {equal}: backhaul saved {saved[0]:.1f} %", highlight=False)
+        times = f"{ratio[0]:.2f} times our channel uses"
+        console.print(f"against {name} of equal PSNR ({psnrs}): {times}", highlight=False)
         if name == HEADLINE_FORMAT:
             common: dict[str, Any] = {"command": COMMAND, "results": results}
             if (saved := backhaul_saved(rows, name, BY_CONSISTENCY)) is not None:
@@ -246,6 +253,17 @@ def backhaul_saved(rows: Sequence[Row], name: str, files: str) -> tuple[float, l
     if not _full(rows, name, ours, files):
         return None
     return _compared(rows, name, ours, files, lambda own, other: float(100 * (1 - own.sum() / other.sum())))
+
+
+def mean_consistency(rows: Sequence[Row]) -> float:
+    """Mean consistency over requests, from the means of those that were measured of each group of topics."""
+    scored: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row["consistency"] is not None:
+            scored[row["topics"]].append(row["consistency"])
+    return statistics.fmean(
+        statistics.fmean(scored[row["topics"]]) for row in rows if row["topics"] in scored
+    )
 
 
 def kept_in_cache(rows: Sequence[Row], column: str) -> list[Row]:

@@ -63,7 +63,7 @@ def write_pages(root: Path = Path(), results: Path = RESULTS) -> None:
     for report in REPORTS:
         report.write(root / DOCS, results)
     claims.README.write(root, results)
-    model_cards.write_cards(root / "models")
+    model_cards.write_cards(root / "models", results)
 
 
 def write_reference(app: typer.Typer) -> None:

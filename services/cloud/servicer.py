@@ -395,8 +395,10 @@ class CloudServicer(CloudBase):
         topics = check_knowledge(request.topics) or ()
         decisions = await self._demand.decide(topics, _owner(request))
         actions = [ACTIONS[decision.action] for decision in decisions]
-        model = bytes.fromhex(self._generator.model_hash)
-        return Decisions(actions=actions, model=model if BY_FILE.intersection(actions) else b"")
+        names_model = request.model or BY_FILE.intersection(actions)
+        return Decisions(
+            actions=actions, model=bytes.fromhex(self._generator.model_hash) if names_model else b""
+        )
 
     async def ListDemand(
         self, request: ListDemandRequest, context: aio.ServicerContext[ListDemandRequest, DemandList]

@@ -48,7 +48,7 @@ class Choice:
     Attributes:
         updates: to draw with, sorted by topic.
         file_topics: topics for which the cloud sends its image as a file; empty: the edge draws.
-        model: hash of the cloud's model, with `file_topics`; empty if the cloud decided for no file.
+        model: hash of the cloud's model, with `file_topics`; empty if the cloud did not name it.
         sent_bytes: of the messages between cloud and edge that decided it.
     """
 
@@ -162,7 +162,8 @@ class Knowledge:
         An update that the cloud has, but that this edge cannot use for the request, is replaced by a file:
         the catalogue here may be some time behind.
         """
-        message = DecideRequest(topics=topics, owner=owner)
+        lacking = any(topic not in known or known[topic].base_hash != base_hash for topic in topics)
+        message = DecideRequest(topics=topics, owner=owner, model=lacking)
         try:
             response = await clients.call(self._cloud.Decide, message, "cloud", timeout_s=self._timeout_s)
         except DekagError as error:

@@ -77,16 +77,7 @@ _RETRYABLE = [
 _STREAMED: dict[str, Any] = {
     "description": "The images; with `stream`, events until the last image is completed, or until an event "
     "`error` with the member `error` of a problem.",
-    "content": {
-        images.EVENT_STREAM: {
-            "schema": {
-                "oneOf": [
-                    {"$ref": "#/components/schemas/PartialImageEvent"},
-                    {"$ref": "#/components/schemas/CompletedEvent"},
-                ]
-            }
-        }
-    },
+    "content": images.streamed(),
 }
 _T = TypeVar("_T")
 
@@ -253,7 +244,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
                     if body.consistency and received.png:
                         compared = await consistency(app.state.cloud, provide, received)
                     image = await images.to_image(received, body, compared)
-                    traffic.add(image.link_report)
+                    traffic.add(image.link_report, None if compared is None else compared.mean)
                     reports.append(image.link_report)
                     await keep(reports)
                     app.state.drift_sampler.submit(provide, received)

@@ -13,18 +13,39 @@ _MOST_POINTS = 256
 
 
 @dataclass
+class _Mean:
+    """The mean of what was measured."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float | None) -> None:
+        if value is not None:
+            self.total += value
+            self.count += 1
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass
 class _Total:
     images: int = 0
     decoded: int = 0
     channel_uses: int = 0
     sent_bytes: Counter[str] = field(default_factory=Counter)  # by hop
+    psnr_db: _Mean = field(default_factory=_Mean)
+    consistency: _Mean = field(default_factory=_Mean)
 
-    def add(self, report: LinkReport) -> None:
+    def add(self, report: LinkReport, consistency: float | None = None) -> None:
         self.images += 1
         self.decoded += report.decoded
         self.channel_uses += report.channel_uses + report.pilot_uses
         for hop in report.hops:
             self.sent_bytes[hop.hop] += hop.sent_bytes
+        self.psnr_db.add(report.psnr_db)
+        self.consistency.add(consistency)
 
 
 class UsageTotals:
@@ -40,13 +61,18 @@ class UsageTotals:
         self._curve: list[BackhaulPoint] = []  # of each `_every`-th image
         self._every = 1
 
-    def add(self, report: LinkReport) -> None:
-        """Counts one image."""
+    def add(self, report: LinkReport, consistency: float | None = None) -> None:
+        """Counts one image.
+
+        Args:
+            report: of its delivery.
+            consistency: with the cloud's image; None if it was not measured.
+        """
         self._totals.setdefault(report.delivery, _Total()).add(report)
         if report.picture is not None:
             return
         total = self._generated.setdefault(report.delivery, _Total())
-        total.add(report)
+        total.add(report, consistency)
         if report.delivery == "semantic" and total.images % self._every == 0:
             self._curve.append(_point(total))
             if len(self._curve) > _MOST_POINTS:
@@ -80,6 +106,10 @@ class UsageTotals:
             channel_uses_instead=round(scale * conventional.channel_uses),
             backhaul_bytes_spent=semantic.sent_bytes[_BACKHAUL],
             backhaul_bytes_instead=round(scale * conventional.sent_bytes[_BACKHAUL]),
+            psnr_db_spent=semantic.psnr_db.value,
+            psnr_db_instead=conventional.psnr_db.value,
+            consistency_spent=semantic.consistency.value,
+            consistency_instead=conventional.consistency.value,
         )
 
 

@@ -882,9 +882,14 @@ class DecideRequest(_message.Message):
 
     TOPICS_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     owner: _builtins.str
     """Name of the API key that requests it, empty without keys: topics of other keys do not exist for it. Edges of earlier
     releases leave it unset: then the topics of all keys exist.
+    """
+    model: _builtins.bool
+    """Whether the answer names the cloud's model whatever it decides: the edge lacks an update of one of the topics, and
+    takes a file in its place, which its cache may hold.
     """
     @_builtins.property
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -895,10 +900,11 @@ class DecideRequest(_message.Message):
         *,
         topics: _abc.Iterable[_builtins.str] | None = ...,
         owner: _builtins.str | None = ...,
+        model: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_owner", b"_owner", "owner", b"owner"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_owner", b"_owner", "owner", b"owner", "topics", b"topics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_owner", b"_owner", "model", b"model", "owner", b"owner", "topics", b"topics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__owner: _TypeAlias = _typing.Literal["owner"]  # noqa: Y015
     _WhichOneofArgType__owner: _TypeAlias = _typing.Literal["_owner", b"_owner"]  # noqa: Y015
@@ -913,7 +919,7 @@ class Decisions(_message.Message):
     ACTIONS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     model: _builtins.bytes
-    """sha256 of the cloud's model; empty if no action is a file"""
+    """sha256 of the cloud's model; empty if no action is a file and the request did not ask for it"""
     @_builtins.property
     def actions(self) -> _containers.RepeatedScalarFieldContainer[Global___Action.ValueType]:
         """in the order of the topics"""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from dekag.documents import read_json
 from dekag.errors import DekagError
 from dekag.evaluation.cities import command, tables
 from dekag.evaluation.cities.command import run_city
+from dekag.evaluation.cities.summary import names_of
 from dekag.evaluation.pages import read_rows
 from dekag.evaluation.reports import city as report
 from dekag.simulation import policies
@@ -91,6 +93,9 @@ def test_a_variant_changes_one_thing(city: Path) -> None:
     shown = tables.variants_table(rows)
     assert [line.split(" | ")[0] for line in shown[2:]] == ["| the city itself", "| old-topics"]
     assert "100.0" in shown[3]  # edges that know everything need no backhaul
+    first, *names = names_of(rows)
+    assert shown[0].endswith(f"| consistency, {' / '.join(names)} | of {first} |")
+    assert shown[3].split(" | ")[-1] == f"{mean_consistency(own, first):.2f} |"
 
 
 def test_savings_are_paired_by_seed(city: Path) -> None:
@@ -100,6 +105,15 @@ def test_savings_are_paired_by_seed(city: Path) -> None:
     for seed in (0, 1):
         saved = tables.saved_percent(rows, seed, "never", gigabytes)
         assert saved == pytest.approx(100 * (1 - by[seed, "never"] / by[seed, "files"]))
+    header, _, *lines = tables.savings_table(rows)
+    assert header.endswith("| consistency | of files |")
+    for name, line in zip(names_of(rows)[1:], lines, strict=True):
+        shown = [float(cell.split()[0]) for cell in line.strip("| ").split(" | ")[-2:]]
+        assert shown == pytest.approx([mean_consistency(rows, each) for each in (name, "files")], abs=1e-4)
+
+
+def mean_consistency(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    return float(np.mean([row["consistency"] for row in rows if row["strategy"] == name]))
 
 
 @pytest.fixture

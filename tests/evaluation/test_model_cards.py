@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from dekag.evaluation.reports.model_cards import KINDS, card, write_cards
+from dekag.generation.loading import folder_hash
 
 LADDER = [
     {"form": "metaword alone", "bytes": 1500, "gain": 0.1, "chosen": False},
@@ -43,6 +44,8 @@ def test_a_card_follows_every_training_and_none_is_written_without_one(tmp_path:
     }
     second = {**first, "command": "dekag train edge --start it", "continues": first}
     (edge / "training.json").write_text(json.dumps(second))
+    (edge / "unet").mkdir()
+    (edge / "unet" / "model.safetensors").write_bytes(bytes(1_234_567))
     assert write_cards(tmp_path) == [edge / "README.md"]
     text = (edge / "README.md").read_text()
     assert (
@@ -51,6 +54,7 @@ def test_a_card_follows_every_training_and_none_is_written_without_one(tmp_path:
         < text.index("`dekag train edge`")
     )
     assert "subject, on held-out images: 0.9" in text
+    assert "\nWeights: 1.2 MB.\n" in text
     assert f"# {KINDS['edge'][0]} of the profile own" in text
 
 
@@ -84,6 +88,28 @@ def test_a_card_says_what_is_not_there_any_more(tmp_path: Path) -> None:
     assert len(notes) == 2
     assert "the world no longer has noir" in notes[0]
     assert "models/embedded/vae is not in the repository any more" in notes[1]
+
+
+def test_a_card_shows_the_quality_that_was_measured_of_this_very_model(tmp_path: Path) -> None:
+    vae, results = tmp_path / "own" / "vae", tmp_path / "results"
+    vae.mkdir(parents=True)
+    (vae / "model.safetensors").write_bytes(b"weights")
+    of_draft = {"psnr_db": 30.0, "styles": {"noir": {}}}
+    start = {"command": "dekag train vae", "quality": {"psnr_db": 27.0}}
+    record = {"command": "dekag train vae --start it", "quality": of_draft, "continues": start}
+    (vae / "training.json").write_text(json.dumps(record))
+    made = {"command": "dekag train vae-quality", "commit": "abc", "date": "2026-01-01"}
+    made |= {"quality": {"pictures": 200, "psnr_db": 33.8}}
+    (results / "training").mkdir(parents=True)
+    for measured, of_this in ((folder_hash(vae), True), ("0" * 64, False)):
+        text = json.dumps({**made, "model_hash": measured})
+        (results / "training" / "vae-own.json").write_text(text)
+        shown = card(vae, results)
+        assert ("psnr db, on held-out images: 33.8" in shown) == of_this
+        assert ("psnr db, on held-out images: 30.0" in shown) != of_this
+        assert "psnr db, on held-out images: 27.0" in shown, "of an earlier run"
+        assert ("- note: trained on the first draft" in shown) == of_this
+    assert "vae-quality" not in card(vae, tmp_path / "none")
 
 
 def test_every_model_that_ships_has_its_card() -> None:

@@ -13,7 +13,10 @@ import pytest
 from PIL import Image
 
 from dekag.errors import FileError
+from dekag.evaluation.registry import RESULTS
+from dekag.evaluation.reports.baseline_models import naming_values
 from dekag.evaluation.studies.naming import ANSWERS, JUDGED, KEY, accepted_words, draw, score
+from dekag.training.data import SPLIT_START, scene_number
 from dekag.training.worlds import STICKERS
 
 SMALL = replace(STICKERS, size=64)
@@ -38,7 +41,8 @@ def answer(folder: Path, **changed: dict[int, str]) -> None:
         table = csv.writer(file)
         table.writerow(["number", *JUDGED, "mark"])
         for row in json.loads((folder / KEY).read_text()):
-            said = [changed.get(name, {}).get(row["number"], row[name] or "many") for name in JUDGED]
+            shown = {**row, "subject": " and ".join([row["subject"], *filter(None, [row.get("companion")])])}
+            said = [changed.get(name, {}).get(row["number"], shown[name] or "many") for name in JUDGED]
             table.writerow([row["number"], *said, changed.get("mark", {}).get(row["number"], "nice")])
 
 
@@ -64,6 +68,47 @@ def test_answers_are_scored_by_generator(drawn: Path) -> None:
     assert [each["answer"] for each in found["cloud"]["wrong"]] == ["a grey blob"]
     asked = sum(row["colour"] is not None for row in key if row["model"] == "edge")
     assert found["edge"]["colour"]["asked"] == asked
+
+
+def test_both_subjects_of_a_pair_are_asked_for_and_a_single_one_once(tmp_path: Path) -> None:
+    draw({"cloud": Painter()}, SMALL, 60, tmp_path)  # type: ignore[dict-item]
+    key = json.loads((tmp_path / KEY).read_text())
+    pair = next(row for row in key if "companion" in row)
+    single = next(row for row in key if "companion" not in row)
+    answer(tmp_path)
+    found = score(tmp_path)["cloud"]
+    assert (found["subject"]["right"], found["twice"]) == (60, [])
+    twice = {row["number"]: "{0} and {0}".format(row["subject"]) for row in (pair, single)}
+    answer(tmp_path, subject=twice)
+    found = score(tmp_path)["cloud"]
+    assert (found["subject"]["right"], found["twice"]) == (59, [single["number"]])
+    (wrong,) = found["wrong"]
+    assert wrong["shown"] == f"{pair['subject']} and {pair['companion']}"
+
+
+def test_the_page_counts_pairs_and_what_is_shown_twice(tmp_path: Path) -> None:
+    assert naming_values(tmp_path) == {}
+    folder = tmp_path / "naming"
+    folder.mkdir()
+    key = [{"number": 1, "companion": "car"}, {"number": 2, "companion": "cat"}, {"number": 3}]
+    (folder / KEY).write_text(json.dumps(key))
+    wrong = [{"number": 1, "of": "subject"}, {"number": 2, "of": "setting"}]
+    scores = {"cloud": {"wrong": wrong, "twice": [3]}, "edge": {"wrong": [], "twice": []}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    assert naming_values(tmp_path) == {
+        "naming_pairs": "2",
+        "naming_pairs_right": "1",
+        "naming_cloud_twice": "1",
+        "naming_edge_twice": "0",
+        "naming_twice": "1",
+    }
+
+
+def test_the_committed_key_names_both_subjects_of_its_pairs() -> None:
+    for row in json.loads((RESULTS / "naming" / KEY).read_text()):
+        number = row["seed"] - SPLIT_START["test"]
+        scene, _ = scene_number("test", number, STICKERS.scenes(cloud=row["model"] == "cloud"))
+        assert (row["subject"], row.get("companion")) == (scene.subject, scene.companion)
 
 
 def test_words_are_whole_words() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 import re
 
+from dekag.evaluation.pages import read_rows
 from dekag.evaluation.prompts import (
+    cloud_prompts,
     edge_prompts,
     held_out_combinations,
     held_out_share,
     topic_prompts,
     wrong_prompts,
 )
+from dekag.evaluation.registry import RESULTS
 from dekag.stickers import EDGE_SUBJECTS, TOPICS, Scene
 from dekag.stickers.scene import colours_of
 from dekag.stickers.subjects import SUBJECT_BY_NAME
@@ -53,13 +56,27 @@ def test_combinations_are_counted_as_scenes_are_drawn() -> None:
     assert abs(sum(each.held_out for each in scenes) / len(scenes) - held_out_share()) < 0.02
 
 
-def test_a_second_subject_may_stand_in_a_setting_that_is_held_out_for_it() -> None:
-    """Decision 19 says so, and how often."""
+def test_no_subject_of_a_training_scene_has_a_held_out_combination() -> None:
     scenes = [image_number("train", n, STICKERS)[0] for n in range(8000)]
     alone = [
         Scene(pair.companion, colours_of(pair.companion)[0], pair.size, pair.position, pair.setting)
         for pair in scenes
         if pair.companion is not None
     ]
-    assert not any(scene.held_out for scene in scenes)
-    assert 0.06 < sum(each.held_out for each in alone) / len(alone) < 0.14
+    assert len(alone) > 200
+    assert not any(scene.held_out for scene in [*scenes, *alone])
+
+
+def test_test_scenes_are_those_that_the_committed_results_show() -> None:
+    """The first subject alone decides about them, so a companion's combination may be either."""
+    pairs = [scene for scene, *_ in topic_prompts(TOPICS["duo"], 200) if scene is not None]
+    assert all(scene.held_out and not scene.trainable for scene in pairs)
+    of_companions = [
+        Scene(pair.companion, colours_of(pair.companion)[0], pair.size, pair.position, pair.setting).held_out
+        for pair in pairs
+        if pair.companion is not None
+    ]
+    assert set(of_companions) == {True, False}
+    for name, draw in (("cloud", cloud_prompts), ("edge_known", edge_prompts)):
+        rows = read_rows(RESULTS / "first-image" / f"{name}.jsonl")[:40]
+        assert [row["prompt"] for row in rows] == [prompt for _, prompt, _ in draw(len(rows))]

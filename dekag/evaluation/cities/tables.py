@@ -40,8 +40,12 @@ def summary_table(rows: Sequence[Row]) -> Lines:
 
 
 def savings_table(rows: Sequence[Row]) -> Lines:
-    """Savings against the first strategy, %, paired by seed; negative: more was spent."""
-    names = names_of(rows)
+    """Savings against the first strategy, %, paired by seed, with the consistency of both.
+
+    Negative: more was spent.
+    """
+    names, consistency = names_of(rows), VALUES["consistency"][1]
+    score = {name: _interval([consistency(row) for row in rows if row["strategy"] == name]) for name in names}
     what = ("backhaul_gb", "channel_uses", "latency_p50", "energy", "money")
     lines = []
     for name in names[1:]:
@@ -49,9 +53,9 @@ def savings_table(rows: Sequence[Row]) -> Lines:
         for key in what:
             value = VALUES[key][1]
             cells.append(_interval([saved_percent(rows, seed, name, value) for seed in _seeds(rows)], 1))
-        lines.append([name, *cells])
+        lines.append([name, *cells, score[name], score[names[0]]])
     headers = [VALUES[key][0].split(",")[0] + ", %" for key in what]
-    return table(["strategy", *headers], lines)
+    return table(["strategy", *headers, "consistency", f"of {names[0]}"], lines)
 
 
 def saved_percent(rows: Sequence[Row], seed: int, name: str, value: Value) -> float:
@@ -89,8 +93,9 @@ def updates_table(rows: Sequence[Row]) -> Lines:
 
 
 def variants_table(rows: Sequence[Row]) -> Lines:
-    """Backhaul and money saved against the first strategy, %, in each variant of the city."""
-    names = names_of(rows)[1:]
+    """Backhaul and money saved against the first strategy, %, in each variant, with all consistencies."""
+    first, *names = names_of(rows)
+    consistency = VALUES["consistency"][1]
     lines = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == variant]
@@ -100,9 +105,11 @@ def variants_table(rows: Sequence[Row]) -> Lines:
                 value = VALUES[what][1]
                 saved = [saved_percent(own, seed, name, value) for seed in _seeds(own)]
                 cells.append(f"{np.mean(saved):.1f}")
-        lines.append([variant or "the city itself", *cells])
+        scores = [np.mean([consistency(row) for row in own if row["strategy"] == n]) for n in (*names, first)]
+        *others, of_first = (f"{score:.2f}" for score in scores)
+        lines.append([variant or "the city itself", *cells, " / ".join(others), of_first])
     headers = [f"{what} saved, {name}, %" for what in ("backhaul", "money") for name in names]
-    return table(["variant", *headers], lines)
+    return table(["variant", *headers, f"consistency, {' / '.join(names)}", f"of {first}"], lines)
 
 
 def quality_table(rows: Sequence[Row]) -> Lines:

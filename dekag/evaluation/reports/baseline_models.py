@@ -12,7 +12,7 @@ from dekag.evaluation.pages import Lines, Report, figures_table, read_rows, tabl
 from dekag.evaluation.prompts import edge_prompts, held_out_combinations, held_out_share
 from dekag.evaluation.studies.baseline_models import COMMAND, FOLDER, accuracy
 from dekag.evaluation.studies.naming import FOLDER as NAMING
-from dekag.evaluation.studies.naming import JUDGED, MARKS
+from dekag.evaluation.studies.naming import JUDGED, KEY, MARKS
 
 KEYS = (
     "vae_psnr_db",
@@ -40,7 +40,7 @@ DRAWN = {
 
 
 def values(results: Path) -> Mapping[str, str]:
-    """How narrow the test set is."""
+    """How narrow the test set is, and what was named of prompts of two subjects and of one."""
     counts = held_out_combinations()
     shown = len(read_rows(results / FOLDER / "edge_known.jsonl"))
     scenes = [scene for scene, _, _ in edge_prompts(shown) if scene is not None]
@@ -52,7 +52,21 @@ def values(results: Path) -> Mapping[str, str]:
         "held_out_share": f"{100 * held_out_share():.0f} %",
         "shown": str(shown),
         "shown_combinations": str(len({(each.subject, each.colour, each.setting) for each in scenes})),
+        **naming_values(results),
     }
+
+
+def naming_values(results: Path) -> dict[str, str]:
+    """How many prompts of two subjects were named right, and how many images show a single one twice."""
+    folder = results / NAMING
+    if not (folder / "scores.json").exists():
+        return {}
+    scores = read_json(folder / "scores.json")
+    pairs = {row["number"] for row in read_json(folder / KEY) if "companion" in row}
+    wrong = {each["number"] for own in scores.values() for each in own["wrong"] if each["of"] == "subject"}
+    twice = {f"naming_{model}_twice": len(own["twice"]) for model, own in scores.items()}
+    counts = {"naming_pairs": len(pairs), "naming_pairs_right": len(pairs - wrong), **twice}
+    return {name: str(count) for name, count in counts.items()} | {"naming_twice": str(sum(twice.values()))}
 
 
 def attributes_plot(results: Path) -> Any:

@@ -73,6 +73,7 @@ def values(results: Path) -> Mapping[str, str]:
         "paid_always": _paid(rows, "always"),
         "paid_break_even": _paid(rows, LEARNING),
         "table_commit": str(about["table"]["commit"]),
+        "update_each": f"{mean('always', lambda row: row['update_bytes'] / row['transfers']) / 1000:.0f} kB",
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from dekag.artifacts import HISTORY, INFO
 from dekag.documents import read_json
+from dekag.evaluation.registry import RESULTS
 from dekag.stickers.scene import STYLES
 
 RECORD, CARD = "training.json", "README.md"
@@ -33,18 +34,24 @@ KINDS = {
 """Folder of a profile: title, what it is, library, task on a hub."""
 
 
-def write_cards(models: Path) -> list[Path]:
+def write_cards(models: Path, results: Path = RESULTS) -> list[Path]:
     """Write the card of each model in models/PROFILE/MODEL; returns the files."""
     written = []
     for folder in sorted(models.glob("*/*")):
-        if folder.name in KINDS and (text := card(folder)):
+        if folder.name in KINDS and (text := card(folder, results)):
             (folder / CARD).write_text(text)
             written.append(folder / CARD)
     return written
 
 
-def card(folder: Path) -> str:
-    """The card of the model in a folder; empty if there is no record of its training."""
+def card(folder: Path, results: Path = RESULTS) -> str:
+    """The card of the model in a folder; empty if there is no record of its training.
+
+    Args:
+        folder: of the model.
+        results: folder of the results. A measurement there of this very model replaces the quality that its
+            training recorded, which may be of an earlier world.
+    """
     title, what, library, task = KINDS[folder.name]
     profile = folder.parent.name
     lines = ["---", "license: apache-2.0", f"library_name: {library}"]
@@ -54,7 +61,9 @@ def card(folder: Path) -> str:
         f"{what[0].upper()}{what[1:]}. Part of DeKA-g, a simulator of generative semantic communication.",
         "",
     ]
-    body = _updates(folder) if folder.name == "knowledge" else _training(folder)
+    weights = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    lines += [f"Weights: {weights / 1e6:.1f} MB.", ""] if weights else []
+    body = _updates(folder) if folder.name == "knowledge" else _training(folder, _measured(folder, results))
     if not body:
         return ""
     lines += body
@@ -86,9 +95,9 @@ _OF_NO_IMAGE = {
 
 _FIRST_EDITION = "models/embedded/vae"
 _DRAFT = (
-    "trained and measured on the first draft of the world, with 54 subjects and 14 styles; of these, the "
+    "{} on the first draft of the world, with 54 subjects and 14 styles; of these, the "
     "world no longer has {} (docs/decisions/0019-stickers-in-scenes.md). All combinations that are "
-    "held out today were held out then, too. docs/training.md has the quality on today's images."
+    "held out today were held out then, too."
 )
 _START = (
     f"{_FIRST_EDITION} is not in the repository any more. It was the autoencoder of the first edition, with "
@@ -96,7 +105,18 @@ _START = (
 )
 
 
-def _training(folder: Path) -> list[str]:
+def _measured(folder: Path, results: Path) -> dict[str, Any] | None:
+    """What `dekag train vae-quality` measured of the autoencoder in a folder, if anything."""
+    path = results / "training" / f"vae-{folder.parent.name}.json"
+    if folder.name != "vae" or not path.exists():
+        return None
+    from dekag.generation.loading import folder_hash
+
+    measured: dict[str, Any] = read_json(path)
+    return measured if measured["model_hash"] == folder_hash(folder) else None
+
+
+def _training(folder: Path, measured: dict[str, Any] | None) -> list[str]:
     if (folder / RECORD).exists():
         record = read_json(folder / RECORD)
     elif (folder / INFO).exists():
@@ -104,22 +124,29 @@ def _training(folder: Path) -> list[str]:
         record = {"command": info["config"].get("command", ""), "quality": info["scores"]}
     else:
         return []
-    lines = ["## Training", ""]
+    lines = []
+    if measured is not None:
+        origin = f"`{measured['command']}`, commit {measured['commit']}, {measured['date']}"
+        lines = ["## Quality", "", f"Measured by {origin}:", "", *_quality(measured), ""]
+    lines += ["## Training", ""]
     while record is not None:
-        lines += _run(record)
-        record = record.get("continues")
+        lines += _run(record, measured is None)
+        record, measured = record.get("continues"), None
         lines += ["", "It continues:", ""] if record is not None else []
     return lines
 
 
-def _run(record: dict[str, Any]) -> list[str]:
+def _quality(record: dict[str, Any]) -> list[str]:
+    return [f"- {_title(name)}: {json.dumps(value)}" for name, value in (record.get("quality") or {}).items()]
+
+
+def _run(record: dict[str, Any], with_quality: bool) -> list[str]:
     lines = [f"- command: `{record['command']}`"] if record.get("command") else []
     for name, unit in (("seed", ""), ("steps", ""), ("seconds", "")):
         if name in record:
             lines.append(f"- {name}: {record[name]}{unit}")
-    for name, value in (record.get("quality") or {}).items():
-        lines.append(f"- {_title(name)}: {json.dumps(value)}")
-    return lines + [f"- note: {note}" for note in _notes(record)]
+    lines += _quality(record) if with_quality else []
+    return lines + [f"- note: {note}" for note in _notes(record, with_quality)]
 
 
 def _title(name: str) -> str:
@@ -131,12 +158,12 @@ def _title(name: str) -> str:
     return f"{name.replace('_', ' ')}, on held-out images"
 
 
-def _notes(record: dict[str, Any]) -> list[str]:
+def _notes(record: dict[str, Any], with_quality: bool) -> list[str]:
     """What has changed since a run: the world that it was measured on, the folder that it started from."""
     notes = []
     gone = sorted(set((record.get("quality") or {}).get("styles", {})) - set(STYLES))
     if gone:
-        notes.append(_DRAFT.format(", ".join(gone)))
+        notes.append(_DRAFT.format("trained and measured" if with_quality else "trained", ", ".join(gone)))
     command, before = record.get("command", ""), record.get("continues") or {}
     if f"--start {_FIRST_EDITION}" in command and before.get("command") != command:
         notes.append(_START)

@@ -107,6 +107,8 @@ def draw(
             said = {each: getattr(scene, each) for each in (*JUDGED, "style")}
             if "colour" not in scene.visible_attributes():
                 said["colour"] = None
+            if scene.companion is not None:
+                said["companion"] = scene.companion
             rows.append({"model": name, "prompt": prompt, "seed": scene_seed, **said})
     random.Random(seed).shuffle(rows)
     size = world.size
@@ -185,8 +187,10 @@ def score(folder: Path) -> dict[str, Any]:
 
     Returns:
         By generator: `subject`, `colour` and `setting`, each with `right`, `asked`, `percent` and `ci95`;
-        `marks`; and `wrong`, the answers that were not accepted. The colour does not count where the style
-        hides it, as in a pencil drawing, nor that of a subject of several colours.
+        `marks`; `wrong`, the answers that were not accepted; and `twice`, the pictures that show the only
+        subject of their prompt twice. The subject of a prompt of two is right if both were named. The colour
+        does not count where the style hides it, as in a pencil drawing, nor that of a subject of several
+        colours.
 
     Raises:
         FileError: an answer is missing or a mark is unknown.
@@ -202,18 +206,26 @@ def score(folder: Path) -> dict[str, Any]:
                 folder / ANSWERS,
                 f"line of picture {number}: a subject and a mark ({', '.join(MARKS)}) are needed",
             )
-        own = found.setdefault(row["model"], {"marks": dict.fromkeys(MARKS, 0), "wrong": []})
+        own = found.setdefault(row["model"], {"marks": dict.fromkeys(MARKS, 0), "wrong": [], "twice": []})
         own["marks"][answer["mark"]] += 1
+        if _is_twice(answer["subject"], row):
+            own["twice"].append(number)
         for name in JUDGED:
             if row[name] is None:
                 continue
-            right = _matches(answer[name], accepted_words(name, row[name]))
+            shown = [row[name], *([row["companion"]] if name == "subject" and "companion" in row else [])]
+            right = all(_matches(answer[name], accepted_words(name, each)) for each in shown)
             counts = own.setdefault(name, {"right": 0, "asked": 0})
             counts["asked"] += 1
             counts["right"] += right
             if not right:
                 own["wrong"].append(
-                    {"number": number, "of": name, "shown": row[name], "answer": answer[name].strip()}
+                    {
+                        "number": number,
+                        "of": name,
+                        "shown": " and ".join(shown),
+                        "answer": answer[name].strip(),
+                    }
                 )
     for own in found.values():
         for name in JUDGED:
@@ -223,6 +235,13 @@ def score(folder: Path) -> dict[str, Any]:
                 counts["percent"] = round(100 * counts["right"] / counts["asked"], 1)
                 counts["ci95"] = [round(100 * end, 1) for end in interval]
     return found
+
+
+def _is_twice(answer: str, row: Mapping[str, Any]) -> bool:
+    """Whether an answer, "A and B", names the only subject of a prompt twice."""
+    named = answer.split(" and ")
+    words = accepted_words("subject", row["subject"])
+    return "companion" not in row and len(named) > 1 and all(_matches(each, words) for each in named)
 
 
 def _matches(answer: str, words: Sequence[str]) -> bool:

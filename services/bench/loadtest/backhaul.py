@@ -53,6 +53,12 @@ class Quality:
     missing: str = ""
 
 
+def psnrs(answers: Iterable[Answer]) -> list[float]:
+    """Of the images that decoded and were measured, each against what was sent, dB."""
+    found = [each.report["psnr_db"] for each in answers]
+    return [psnr for psnr in found if psnr is not None]
+
+
 def group(answer: Answer) -> Group:
     """The topics that an answer is counted under: those that its prompt needs."""
     return answer.needs
@@ -106,7 +112,8 @@ def compared(
         "consistency": _consistency(own, quality.consistency),
         "received_consistency": _consistency(own, quality.received_consistency),
         "usual_consistency": quality.usual_consistency,
-        "psnr_db": _measured([each.report["psnr_db"] for each in own if each.report["psnr_db"] is not None]),
+        "psnr_db": _measured(psnrs(own)),
+        "usual_psnr_db": _measured(psnrs([each for each in answers if each.delivery == "conventional"])),
         "channel_uses": sum(each.channel_uses for each in own),
         "radio_saved_percent": _saved(sum(ours for ours, _ in radio), sum(theirs for _, theirs in radio)),
         "radio_compared": len(radio),
@@ -312,7 +319,8 @@ def verdict(found: Mapping[str, Any]) -> str:
         own = found["files"][main]
         quality = found["consistency"]
         at = f" ({quality['mean']:.2f})" if main == EQUAL and quality["mean"] is not None else ""
-        named = "WebP of equal consistency" + at if main == EQUAL else "WebP of quality 75 (better images)"
+        usual = f"WebP of quality 75 ({_better(found['usual_psnr_db']['mean'], found['psnr_db']['mean'])})"
+        named = f"WebP of equal consistency{at}" if main == EQUAL else usual
         parts[0] += f", {_more_or_less(own['saved_percent'])} than {named}"
     parts.append(f"**{found['channel_uses']:,} channel uses** edge-user")
     if found["radio_saved_percent"] is not None:
@@ -324,6 +332,13 @@ def verdict(found: Mapping[str, Any]) -> str:
     if untaught := _untaught(found["topics"]):
         parts.append(f"**no update of {', '.join(untaught)}**: their images are those of the untaught edge")
     return "; ".join(parts) + "."
+
+
+def _better(theirs: float | None, ours: float | None) -> str:
+    """What is known of the quality of files as conventional delivery sends them, and of ours."""
+    if theirs is None or ours is None:
+        return "better images; quality not measured"
+    return f"better images: PSNR {theirs:.1f} dB, ours {ours:.1f} dB"
 
 
 def _untaught(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -17,7 +17,16 @@ from dekag.evaluation.pages import Lines, table, write_rows
 from dekag.evaluation.registry import current_commit
 from dekag.evaluation.statistics import bootstrap_ci95
 from dekag.makd.demand import REPLAYED
-from services.bench.loadtest.backhaul import BACKHAUL, EQUAL, FILES, USUAL, Quality, compared, verdict
+from services.bench.loadtest.backhaul import (
+    BACKHAUL,
+    EQUAL,
+    FILES,
+    USUAL,
+    Quality,
+    compared,
+    psnrs,
+    verdict,
+)
 
 PERCENTILES = (50, 90, 95, 99)
 _SYMBOL_HOPS = ("edge-channel", "channel-user", "edge-user")  # the simulator's samples: channel uses tell
@@ -155,18 +164,23 @@ def _delivery(own: Sequence[Answer]) -> dict[str, Any]:
             if hop["hop"] not in _SYMBOL_HOPS:
                 hops[hop["hop"]] += hop["sent_bytes"]
         hops["gateway-client"] += answer.sent_bytes + answer.received_bytes
-    psnrs = [each.report["psnr_db"] for each in own if each.report["psnr_db"] is not None]
     return {
         "requests": len(own),
         "decoded": sum(each.report["decoded"] for each in own),
         "cache_hits": sum(each.report["cached"] for each in own),
-        "psnr_db": float(np.mean(psnrs)) if psnrs else None,
+        "psnr_db": _psnr(own),
         "channel_uses": sum(each.report["channel_uses"] for each in own),
         "pilot_uses": sum(each.report["pilot_uses"] for each in own),
         "hops_bytes": dict(hops),
         "latency_parts": {name: _percentiles(seconds) for name, seconds in parts.items()},
         "stages_s": {name: _percentiles(seconds) for name, seconds in stages.items()},
     }
+
+
+def _psnr(answers: Iterable[Answer]) -> float | None:
+    """Mean PSNR of the images that decoded and were measured, dB."""
+    found = psnrs(answers)
+    return float(np.mean(found)) if found else None
 
 
 def _knowledge(good: Sequence[Answer], updates: Mapping[str, int]) -> dict[str, dict[str, Any]]:
@@ -202,6 +216,7 @@ def _savings(good: Sequence[Answer], knowledge: Mapping[str, Mapping[str, Any]])
     for both in asked.values():
         if "semantic" in both and "conventional" in both:
             pairs[both["semantic"].prompt].append((both["semantic"], both["conventional"]))
+    both_ways = [both for own in pairs.values() for both in own]
     backhaul, radio = [], []
     for own in pairs.values():
         # an update is charged to all that used it, so what one request happened to fetch does not count
@@ -210,9 +225,13 @@ def _savings(good: Sequence[Answer], knowledge: Mapping[str, Mapping[str, Any]])
         backhaul.append((float(np.mean(updates) + np.mean(others)), _mean(own, BACKHAUL)))
         radio.append((float(np.mean([mine.channel_uses for mine, _ in own])), _mean(own, None)))
     return {
-        "questions": sum(map(len, pairs.values())),
+        "questions": len(both_ways),
         "backhaul_bytes": _saved(backhaul),
         "channel_uses": _saved(radio),
+        "psnr_db": {
+            "semantic": _psnr(mine for mine, _ in both_ways),
+            "conventional": _psnr(other for _, other in both_ways),
+        },
     }
 
 
@@ -346,6 +365,11 @@ def _summary(figures: Mapping[str, Any]) -> Lines:
     as_sent = "against `conventional` as sent"
     rows.append([f"backhaul saved {as_sent}", _percent(savings["backhaul_bytes"])])
     rows.append([f"channel uses saved {as_sent}", _percent(savings["channel_uses"])])
+    quality = [
+        f"{name} {'not measured' if psnr is None else f'{psnr:.1f} dB'}"
+        for name, psnr in savings["psnr_db"].items()
+    ]
+    rows.append(["PSNR of the same requests, of those that decoded", ", ".join(quality)])
     if "counters_gap_percent" in containers:
         rows.append(["bytes that only containers counted", f"{containers['counters_gap_percent']:.1f} %"])
     return table(["figure", "value"], rows)
@@ -456,8 +480,9 @@ def _topics(found: Mapping[str, Any]) -> Lines:
         cells += ["-" if scored["mean"] is None else f"{scored['mean']:.3f} ({scored['n']})"]
         cells.append(_score(own["received_consistency"]["mean"]))
         if file is None:
-            cells += ["-"] * 5
+            cells += ["-"] * 6
         else:
+            cells.append(_score(scored["mean"] if main == EQUAL else found["usual_consistency"]))
             cells += [f"{file['bytes_each']:,.0f}", f"{file['bytes']:,.0f}", f"{file['saved_by_cache']:,.0f}"]
             cells.append(_saved_cell(file["saved_percent"]))
             minutes = file["break_even_minutes"]
@@ -474,6 +499,7 @@ def _topics(found: Mapping[str, Any]) -> Lines:
         "ours, bytes",
         "consistency (n)",
         "as received",
+        "of a file",
         "a file, bytes",
     ]
     header += ["files, bytes", "of which a cache saves", "saved, %", "break-even, images"]
@@ -565,9 +591,9 @@ def _savings_table(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> L
         saved = savings[name]
         means = [f"{saved[way]:,.0f}" if saved["n"] else "-" for way in ("semantic", "conventional")]
         rows.append([label, *means, _percent(saved)])
-    psnrs = [figures["deliveries"].get(name, {}).get("psnr_db") for name in ("semantic", "conventional")]
+    both = [savings["psnr_db"][name] for name in ("semantic", "conventional")]
     rows.append(
-        ["PSNR of all that decoded, dB", *("-" if psnr is None else f"{psnr:.1f}" for psnr in psnrs), ""]
+        ["PSNR of those that decoded, dB", *("-" if psnr is None else f"{psnr:.1f}" for psnr in both), ""]
     )
     lines = [f"{savings['questions']} requests were answered both ways. Means over prompts; quality differs."]
     if settings.get("measure") == "no":

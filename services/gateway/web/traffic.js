@@ -17,6 +17,18 @@ export const everyMs = () => (hasKey() ? 30_000 : 3_000);
 const SHOWN = 300; // points of the curves
 const history = [];
 
+/** The quality of both deliveries in words, of their images that were measured. */
+function quality({ psnr_db_spent, psnr_db_instead, consistency_spent, consistency_instead }) {
+  const said = (name, ours, theirs, digits, unit = "") =>
+    ours === null && theirs === null
+      ? `${name} was not measured`
+      : `${name} is ${number(ours, digits)}${unit} instead of ${number(theirs, digits)}${unit}`;
+  return [
+    said("their mean PSNR", psnr_db_spent, psnr_db_instead, 1, " dB"),
+    said("their mean consistency with the cloud", consistency_spent, consistency_instead, 2),
+  ].join(", ");
+}
+
 async function look() {
   const { deliveries, saved, backhaul: points } = await askJson("GET", "v1/traffic");
   find("#totals").replaceChildren(
@@ -33,7 +45,8 @@ async function look() {
   find("#saved").textContent =
     `Semantic delivery took ${number(saved.channel_uses_spent)} channel uses; conventional delivery of as many images ` +
     `would have taken ${number(saved.channel_uses_instead)}. From cloud to edge it took ` +
-    `${number(saved.backhaul_bytes_spent)} bytes, knowledge updates included, instead of ${number(saved.backhaul_bytes_instead)}.`;
+    `${number(saved.backhaul_bytes_spent)} bytes, knowledge updates included, instead of ${number(saved.backhaul_bytes_instead)}. ` +
+    `The images are not of equal quality: ${quality(saved)}.`;
   history.push({ spent: saved.channel_uses_spent, instead: saved.channel_uses_instead });
   if (history.length > SHOWN) history.shift();
   const each = saved.backhaul_bytes_instead / points.at(-1).images; // both of generated images alone

@@ -377,6 +377,7 @@ def test_traffic_is_held_against_files_that_show_no_less(dummy_profile: Path, tm
 def test_the_page_compares_with_cached_files_and_with_topics_alone(tmp_path: Path) -> None:
     measured = {"semantic_backhaul_bytes": 60.0, "file_bytes": 400, "consistency_file_bytes": 100.0}
     measured |= {"semantic_channel_uses": 1, "file_channel_uses": 2}
+    measured |= {"consistency": 0.75, "psnr_db": 20.0, "file_psnr_db": 20.5}
     images = [("a cat", "neon"), ("a cat", "neon"), ("a dog", "neon"), ("a boat", "")]
     rows = [
         {"format": name, "prompt": prompt, "seed": 1, "topics": topic, **measured}
@@ -391,7 +392,14 @@ def test_the_page_compares_with_cached_files_and_with_topics_alone(tmp_path: Pat
     ]
     config = {
         "knowledge": {"neon": {"requests": 3, "update_bytes": 240, "bytes_per_request": 80.0}},
-        "backhaul": {"bytes": 240.0, "requests": 4, "files": files, "topics": topics},
+        "backhaul": {
+            "bytes": 240.0,
+            "requests": 4,
+            "files": files,
+            "topics": topics,
+            "consistency": {"n": 4, "mean": 0.75},
+            "usual_consistency": 0.99,
+        },
     }
     write_bench("traffic", config, rows, tmp_path)
     table = [line.split(" | ") for line in traffic_table(tmp_path)]
@@ -402,7 +410,11 @@ def test_the_page_compares_with_cached_files_and_with_topics_alone(tmp_path: Pat
         "same files, requests that need a topic only": (["100", "60"], 40),
         "same files, requests that need a topic only, kept in a cache at the edge": (["67", "60"], 10),
     }
+    assert table[2][4:] == ["consistency 0.750", "consistency 0.750 |"]
+    assert table[6][4:] == ["PSNR 20.5 dB", "PSNR 20.0 dB |"], "webp of equal PSNR"
     lines = policies_table(tmp_path)
+    assert "with WebP of equal consistency (0.750, ours 0.750), B" in lines[0]
+    assert "with WebP of quality 75 (0.990, ours 0.750), B" in lines[0]
     assert (
         "| `cached files` | every image as a file, kept in a cache of the edge | 300 | 20.0 | 300 | 20.0 |"
         in (lines)

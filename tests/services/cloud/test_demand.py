@@ -374,6 +374,22 @@ async def test_an_edge_gets_a_file_for_an_update_that_its_catalogue_lacks(
     assert await system.action() == ("update", "the edge has the update")
 
 
+async def test_a_file_in_place_of_an_update_that_the_edge_lacks_comes_from_its_cache(
+    run: Run, quick_profile: Path, new_database: Callable[[], str]
+) -> None:
+    edge = {"redis_url": new_database(), "knowledge_keep_s": SOON_S}  # where no cloud lists its knowledge
+    system = await run("always", edge=edge)
+    await system.image(PLAIN)  # the edge asks which knowledge exists
+    update = uploaded(make_update(quick_profile, "neon").to_files())
+    assert (await system.client.put("/v1/knowledge/neon", json=update)).status_code == 200
+    first, second = await system.image(), await system.image()
+    assert [each["link_report"]["source"] for each in (first, second)] == ["cloud", "cloud"]
+    assert [each["link_report"]["cached"] for each in (first, second)] == [False, True]
+    assert second["b64_json"] == first["b64_json"]
+    assert backhaul(second) < 80, "the question, and the answer that names the cloud's model"
+    assert (await system.demand())["data"]["neon"]["files"] == 1
+
+
 async def test_a_new_period_has_a_new_budget(run: Run) -> None:
     system = await run(demand_budget_bytes=3000, demand_period_s=1)
     await system.image()

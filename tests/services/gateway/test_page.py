@@ -221,12 +221,28 @@ async def test_traffic_is_summed_and_compared_with_conventional_delivery() -> No
         "edge-channel": 20,
     }
     assert found.saved is not None
-    assert found.saved.model_dump() == {
+    costs = {name for name in found.saved.model_dump() if name.startswith(("channel", "backhaul"))}
+    assert found.saved.model_dump(include=costs) == {
         "channel_uses_spent": 776,
         "channel_uses_instead": 8000,
         "backhaul_bytes_spent": 1000,
         "backhaul_bytes_instead": 1600,
     }
+
+
+async def test_a_saving_comes_with_the_quality_of_both_sides() -> None:
+    totals = UsageTotals()
+    for psnr_db, consistency in ((20.0, 0.8), (24.0, None), (None, 0.6)):
+        totals.add(report("semantic", 512, 0).model_copy(update={"psnr_db": psnr_db}), consistency)
+    totals.add(report("conventional", 4000, 800).model_copy(update={"psnr_db": 38.0}), 0.99)
+    lost = report("conventional", 4000, 800).model_copy(update={"psnr_db": None, "decoded": False})
+    totals.add(lost)
+    picture = PictureReport(width=16, height=16, format="PNG")
+    totals.add(report("semantic", 100, 0).model_copy(update={"picture": picture, "psnr_db": 50.0}))
+    saved = totals.traffic().saved
+    assert saved is not None
+    assert (saved.psnr_db_spent, saved.psnr_db_instead) == (22.0, 38.0)
+    assert (saved.consistency_spent, saved.consistency_instead) == (pytest.approx(0.7), 0.99)
 
 
 async def test_pictures_of_any_size_do_not_count_as_images_saved() -> None:

@@ -48,8 +48,8 @@ def test_without_files_of_equal_quality_those_that_were_sent_are_compared() -> N
     assert own["main"] == USUAL
     text = verdict(own)
     assert text == (
-        "**9,600 B** cloud-edge, 51 % less than WebP of quality 75 (better images); "
-        "**600 channel uses** edge-user; break-even after 2 images (0.0 min at this load)."
+        "**9,600 B** cloud-edge, 51 % less than WebP of quality 75 (better images: PSNR 26.0 dB, "
+        "ours 20.0 dB); **600 channel uses** edge-user; break-even after 2 images (0.0 min at this load)."
     )
 
 
@@ -139,7 +139,7 @@ def test_the_page_opens_with_the_verdict_and_says_what_the_cloud_decided(tmp_pat
     for row in (
         "| WebP of equal consistency | 1,150 | 9,600 | -734.8 | 0.767 | 0.767 | 34 | 0.6 |",
         "| WebP of quality 75, as conventional delivery sends it | 19,500 | 9,600 | 50.8 | 0.970 | 0.767 |",
-        "| neon | 2 | 1 | 9,000 | 9,000 | 0.900 (1) | 0.800 | 400 | 800 | 400 | -1025.0 | 23 (0.8 min) |",
+        "| neon | 2 | 1 | 9,000 | 9,000 | 0.900 (1) | 0.800 | 0.900 | 400 | 800 | 400 | -1025.0 | 23 (0.8 ",
         "| `auto` | the break-even rule | 650 | 10,500 |",
         "| neon | 2 | 1 | 400 | 9,000 | file | an update does not pay yet |",
     ):

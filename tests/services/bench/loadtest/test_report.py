@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def answer(
             "decoded": decoded,
             "channel_uses": uses,
             "pilot_uses": pilots,
-            "psnr_db": 20.0 if decoded else None,
+            "psnr_db": (20.0 if delivery == "semantic" else 26.0) if decoded else None,
             "gains": [[1.0, 0.0]] * 8,
             "stages": [{"stage": "edge.encode", "seconds": latency_s / 10}],
             "hops": [
@@ -132,6 +133,24 @@ def test_savings_are_of_sums_over_prompts_answered_both_ways() -> None:
     assert found["backhaul_bytes"] == {**means, "saved_percent": pytest.approx(100 * (1 - 3000 / 9000))}
     means |= {"semantic": 150, "conventional": 900}
     assert found["channel_uses"] == {**means, "saved_percent": pytest.approx(100 * (1 - 300 / 1800))}
+    assert found["psnr_db"] == {"semantic": 20.0, "conventional": 26.0}, "one of three did not decode"
+
+
+def test_a_saving_stands_beside_the_quality_of_both_sides(tmp_path: Path) -> None:
+    measured = write_report(tmp_path, ANSWERS, {}, load_s=4.0, updates=UPDATES)
+    row = "| PSNR of the same requests, of those that decoded | semantic 20.0 dB, conventional 26.0 dB |"
+    assert measured.index(row) == 2 + next(
+        place for place, line in enumerate(measured) if line.startswith("| backhaul saved")
+    )
+    assert "(better images: PSNR 26.0 dB, ours 20.0 dB)" in measured[0]
+    assert "| PSNR of those that decoded, dB | 20.0 | 26.0 |  |" in (tmp_path / "report.md").read_text()
+    unmeasured = [
+        replace(each, link_report=each.link_report and {**each.link_report, "psnr_db": None})
+        for each in ANSWERS
+    ]
+    said = write_report(tmp_path, unmeasured, {"measure": "no"}, load_s=4.0, updates=UPDATES)
+    assert row.replace("20.0 dB", "not measured").replace("26.0 dB", "not measured") in said
+    assert "(better images; quality not measured)" in said[0]
 
 
 def pairs(costs: Sequence[tuple[int, int]]) -> list[Answer]:
