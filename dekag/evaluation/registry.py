@@ -171,6 +171,12 @@ FIGURES: dict[str, Figure] = {
         Figure(
             "digital_awgn_ahead_from_db", "SNR from which on it is ahead over AWGN alone, CBR 1/96", "dB",
         ),
+        Figure(
+            "digital_low_rate_consistency_lead",
+            "CALA: least lead in consistency over digital senders that maximise it, "
+            "CBR 1/384 and 1/768, up to 10 dB",
+            "ratio", 0,
+        ),
         Figure("photos_tried", "Photographs sent through every baseline", "images", 12),
         Figure(
             "hevc_capacity_gap_db",

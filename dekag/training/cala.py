@@ -25,7 +25,7 @@ from dekag.link.interleaver import interleaver
 from dekag.link.training_channel import RandomChannels, draw_channels, pass_through
 from dekag.pipeline import SemanticLink, Text
 from dekag.training.data import CELL, picked, psnr_db
-from dekag.training.examples import Examples, draw_mixed
+from dekag.training.examples import Examples, draw_mixed, examples_hash
 from dekag.training.loop import TrainingRun
 from dekag.training.muon import Muon
 
@@ -510,7 +510,14 @@ def train_knowledge(
     # measured in its final form: loaded into a new codec, with rounded weights
     quality = calibrate_quality(attached(codec, knowledge), decode, validation, **(quality_grid or {}))
     return knowledge.with_info(
-        config={"steps": steps, "seed": seed, "command": command, "metric": metric.tolist()},
+        config={
+            "steps": steps,
+            "seed": seed,
+            "command": command,
+            "metric": metric.tolist(),
+            "bf16": bf16,
+            "examples_hash": examples_hash(examples),
+        },
         scores={
             "parameters": parameters,
             "share": round(parameters / of_codec, 5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,24 @@ class Examples:
             return latents, None
         kept = torch.rand(count, 1, 1, generator=generator) >= WITHHELD
         return latents, self.text[pick].float() * kept
+
+
+def examples_hash(sets: Sequence[Examples]) -> str:
+    """SHA-256 (hex) of sets of examples: of all latents and of the states of all prompts.
+
+    Example:
+        >>> import torch
+        >>> from dekag.training.examples import Examples, examples_hash
+        >>> examples_hash([Examples(torch.zeros(2, 4, 32, 32))])[:12]
+        'e65c0775e862'
+    """
+    digest = hashlib.sha256()
+    for each in sets:
+        for part in (each.latents, each.text):
+            digest.update(b"none" if part is None else f"{part.dtype} {tuple(part.shape)}".encode())
+            if part is not None:
+                digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def states_of(

@@ -141,8 +141,9 @@ def tka(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Optimiser steps of each baseline. If the shipped adapters took more or fewer, baselines "
-            "are compared with a CALA of as many steps. Default: as the shipped adapters.",
+            help="Optimiser steps of each baseline. Default: as the shipped adapters. If those were trained "
+            "otherwise than the baselines are, or do not say on which examples, another CALA is trained to "
+            "compare.",
             min=1,
         ),
     ] = None,

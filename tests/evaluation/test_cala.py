@@ -59,7 +59,7 @@ from dekag.evaluation.studies.cala_training import (
 from dekag.evaluation.studies.digital import CHANNELS, RATES, SNRS_DB
 from dekag.profile import load_profile
 from dekag.training.cala import RICIAN_K_RANGE_DB, SNR_RANGE_DB, TAU_RANGE_S
-from dekag.training.examples import Examples
+from dekag.training.examples import Examples, examples_hash
 from dekag.training.latent_sets import LatentSet, latents_of_prompts
 from tests.chain import with_reading_codec, with_unaligned_codec
 from tests.encoders import save_encoders
@@ -87,7 +87,7 @@ def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def trainings_of(profile: Path, folder: Path, plan: Plan = PLAN) -> Trainings:
-    """Trainings on noise, with prompts of noise."""
+    """Trainings on noise, with prompts of noise; the shipped adapters were trained on the same."""
     draw = torch.Generator().manual_seed(0)
     sets = [
         Examples(torch.randn(16, 4, 16, 16, generator=draw), torch.randn(16, 3, WIDTH, generator=draw))
@@ -95,7 +95,14 @@ def trainings_of(profile: Path, folder: Path, plan: Plan = PLAN) -> Trainings:
     ]
     made = Trainings(ModelBank(str(profile)), plan, ResultStore(folder))
     made.__dict__.update(examples=sets, metric=torch.eye(4))  # else made when first read
+    shipped_with(made, bf16=plan.bf16, examples_hash=examples_hash(sets))
     return made
+
+
+def shipped_with(trainings: Trainings, **changes: Any) -> None:
+    """Change what the record of the shipped adapters says."""
+    adapters = trainings.bank.adapters
+    trainings.bank.__dict__["adapters"] = adapters.with_info(config={**adapters.info["config"], **changes})
 
 
 @pytest.fixture(scope="module")
@@ -352,12 +359,48 @@ def test_a_few_baselines_and_fewer_steps_fill_what_they_can(study: CalaStudy, tm
     assert {path.stem for path in (tmp_path / "tka").iterdir()} == ROWS - {"ceilings", "shares", "lengths"}
     leads = {row["method"]: row.get("cala_lead_db") for row in method_rows(measured)}
     expected = {"none": 5.0, STRONG: 3.0, "cala": None, EQUAL: None, "lora": 1.0}
-    assert leads == expected, "of the shipped over what ships, of the other over what was trained as long"
+    assert leads == expected, "of the shipped over what ships, of the other over what was trained as it was"
     page = REPORT.write(results=tmp_path, into=tmp_path)
     assert page is not None
     text = page.read_text()
-    assert "| CALA, trained as long as the baselines |" in text
+    assert "| CALA, trained as the baselines |" in text
     assert "not measured yet" in text
+
+
+@pytest.mark.parametrize(
+    ("said", "named", "on"),
+    [
+        ({}, "cala", "the same examples"),
+        ({"examples_hash": None}, EQUAL, "examples that its record does not name"),
+        ({"examples_hash": "0" * 64}, EQUAL, "other examples"),
+        ({"bf16": True}, EQUAL, "the same examples"),
+        ({"seed": 2}, EQUAL, "the same examples"),
+        ({"steps": 5}, EQUAL, "the same examples"),
+    ],
+)
+def test_baselines_are_compared_with_the_shipped_cala_only_if_it_was_trained_as_they_were(
+    study: CalaStudy, tmp_path: Path, said: dict[str, Any], named: str, on: str
+) -> None:
+    trainings = trainings_of(Path(study.bank.profile_name), tmp_path)
+    shipped_with(trainings, **said)
+    assert trainings.compared == named
+    assert (EQUAL in trainings.baselines()) == (EQUAL in compared(trainings)) == (named == EQUAL)
+    own = fabricated(study)
+    measured = dataclasses.replace(
+        own,
+        study=dataclasses.replace(study, trainings=trainings),
+        main=own.main | {(EQUAL, *key[1:]): each - 1 for key, each in own.main.items() if key[0] == "cala"},
+        subset=own.subset | {EQUAL: own.subset["cala"] - 1},
+    )
+    write(measured, tmp_path)
+    lead = next(row["cala_lead_db"] for row in method_rows(measured) if row["method"] == "lora")
+    assert lead == pytest.approx(1.5 if named == EQUAL else 2.5)
+    last = read_rows(tmp_path / "tka" / "lengths.jsonl")[-1]
+    alone = named == EQUAL and "steps" not in said
+    assert last["psnr_db"] == pytest.approx(24.0 if alone else 25.0)
+    page = REPORT.write(results=tmp_path, into=tmp_path)
+    assert page is not None
+    assert f"-->{on}<!--" in page.read_text()
 
 
 def test_pictures_of_live_models_are_drawn(study: CalaStudy) -> None:
@@ -494,9 +537,11 @@ def test_the_experiment_runs_from_models_to_page_and_resumes(
     assert (setup["rendered"], setup["drawn"], setup["prompts"], setup["bf16"]) == (20, 16, True, False)
     repeated = [row["method"] for row in read_rows(results / "tka" / "trainings.jsonl") if row["seed"] == 2]
     names = compared(Trainings(ModelBank(str(profile)), PLAN, ResultStore(tmp_path)))
-    assert repeated == [name for name in names if name in ("cala", setup["best"])]
+    # the tiny adapters do not say on what they were trained
+    assert setup["shipped_on_these_examples"] is None
+    assert repeated == [name for name in names if name in (EQUAL, setup["best"])]
     methods = {row["method"] for row in read_rows(results / "tka" / "methods.jsonl")}
-    assert methods == set(names) == {"none", STRONG, *METHODS}
+    assert methods == set(names) == {"none", STRONG, EQUAL, *METHODS}
     recorded = json.loads((results / "headline.json").read_text())
     assert {"tka_gain_db", "tka_gain_strong_db", "tka_mean_psnr_db", "tka_codec_ms"} <= set(recorded)
     page = REPORT.write(results=results, into=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,15 +16,18 @@ from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies import digital
 from dekag.evaluation.studies.digital import (
     BASELINES,
+    SENDERS,
     USES,
     DigitalResults,
     Forecast,
     ImageSet,
+    Semantic,
     ahead_from_db,
     check,
     choose,
     conditions_of,
     crossovers_db,
+    least_consistency_lead,
     load_image_set,
     measure,
     needed_uses,
@@ -38,6 +42,7 @@ from dekag.metrics.features import ImageScorer
 from dekag.profile import load_profile
 
 RATE = 1 / 96
+SENDER_NAMES = {name for name, *_ in SENDERS}
 
 
 @pytest.fixture(scope="module")
@@ -126,16 +131,17 @@ def test_real_gains_carry_files_without_csi() -> None:
 
 def test_the_crossover_is_where_the_mean_lead_ends() -> None:
     def rows(*leads_db: float) -> list[dict[str, float]]:
-        low = [{"cbr": 0.001, "snr_db": snr, "lead_db": -9.0} for snr in (0.0, 10.0, 20.0)]
+        low = [{"cbr": 0.001, "snr_db": snr, "lead": -9.0} for snr in (0.0, 10.0, 20.0)]
         pairs = zip((0.0, 10.0, 20.0), leads_db, strict=True)
         return low + [
-            {"cbr": 0.01, "snr_db": snr, "lead_db": lead + off} for snr, lead in pairs for off in (-1.0, 1.0)
+            {"cbr": 0.01, "snr_db": snr, "lead": lead + off} for snr, lead in pairs for off in (-1.0, 1.0)
         ]
 
     assert ahead_from_db(rows(3.0, 1.0, -1.0)) == pytest.approx(15.0)
     assert ahead_from_db(rows(-3.0, 1.0, -3.0)) == pytest.approx(12.5)
     assert ahead_from_db(rows(3.0, -1.0, 1.0)) is None
     assert ahead_from_db(rows(-3.0, -1.0, -1.0)) == 0.0
+    assert ahead_from_db(rows(3.0, 1.0, -1.0), 0.001) == 0.0
 
 
 def test_crossovers_are_told_by_sender_and_channel() -> None:
@@ -151,6 +157,48 @@ def test_crossovers_are_told_by_sender_and_channel() -> None:
     assert found["digital_awgn_ahead_from_db"] == pytest.approx(5)
     assert found["digital_harq_ahead_from_db"] == 0
     assert crossovers_db([], []) == dict.fromkeys(found)
+
+
+def test_a_sender_that_maximises_consistency_is_compared_by_it(images: ImageSet, tmp_path: Path) -> None:
+    keys = [("awgn", cbr, snr_db) for cbr in digital.RATES[1:3] for snr_db in (5.0, 15.0)]
+    semantic: Semantic = {key: np.array([[14.0, 0.7, 0.5]] * 3) for key in keys}
+    grid: dict[str, Any] = {"channels": ["awgn"], "rates": digital.RATES[1:3], "snrs_db": (5.0, 15.0)}
+    measured = measure(images, semantic, **grid, checks=0)
+    cells: dict[Any, dict[str, Any]] = {}
+    for row in measured.rows:
+        cells.setdefault(digital.place_of(row), {})[row["rival"]] = row
+    assert len(cells) == 4
+    for cell in cells.values():
+        for most, best in (("consistent", "best"), ("consistent-harq", "best-harq")):
+            assert cell[most]["consistency"] >= cell[best]["consistency"]
+            assert cell[most]["psnr_db"] <= cell[best]["psnr_db"]
+    assert any(cell["consistent"]["consistency"] > cell["best"]["consistency"] for cell in cells.values())
+    write(measured, semantic, tmp_path)
+    low = cells["awgn", round(1 / 384, 6), 5.0]
+    least = json.loads((tmp_path / "headline.json").read_text())["digital_low_rate_consistency_lead"]
+    expected = 0.6 - max(low[sender]["consistency"] for sender in ("consistent", "consistent-harq"))
+    assert least["value"] == pytest.approx(expected, abs=1e-4), "of one rate and one SNR of two each"
+    page = REPORT.write(results=tmp_path, into=tmp_path)
+    assert page is not None
+    text = page.read_text()
+    lead = np.mean([0.6 - cell["consistent"]["consistency"] for cell in cells.values()])
+    (all_cells,) = (line for line in text.splitlines() if line.startswith("| all cells |"))
+    assert f"| {lead:+.3f} |" in all_cells
+    (crossing,) = (line for line in text.splitlines() if line.startswith("| consistency |"))
+    assert crossing.count("dB") == 2
+    assert least_consistency_lead([], measured.rows) is None
+
+
+def test_results_without_that_sender_say_that_it_was_not_measured(images: ImageSet, tmp_path: Path) -> None:
+    key = ("awgn", RATE, 5.0)
+    semantic: Semantic = {key: np.array([[14.0, 0.7, 0.5]] * 3)}
+    measured = measure(images, semantic, channels=["awgn"], rates=[RATE], snrs_db=[5.0], checks=0)
+    old = [row for row in measured.rows if not row["rival"].startswith("consistent")]
+    write(dataclasses.replace(measured, rows=old), semantic, tmp_path)
+    page = REPORT.write(results=tmp_path, into=tmp_path)
+    assert page is not None
+    assert "| consistency | not measured yet |" in page.read_text()
+    assert "digital_low_rate_consistency_lead" not in json.loads((tmp_path / "headline.json").read_text())
 
 
 def test_equal_quality_needs_more_uses_the_higher_it_is(images: ImageSet) -> None:
@@ -172,7 +220,7 @@ def test_measured_written_and_compared(images: ImageSet, tmp_path: Path) -> None
     assert figures["digital_lead_db"]["value"] == pytest.approx(lead, abs=1e-3)
     assert figures["digital_channel_use_ratio"]["value"] == pytest.approx(measured.uses[key] / 512, abs=1e-4)
     rows = [json.loads(line) for line in (tmp_path / "digital" / "rivals.jsonl").read_text().splitlines()]
-    assert {row["rival"] for row in rows} == {*BASELINES, "best-harq", "shannon-outage", "shannon-ergodic"}
+    assert {row["rival"] for row in rows} == {*SENDER_NAMES, "shannon-outage", "shannon-ergodic"}
     assert all(0 <= row.get("lost", 0) <= 1 for row in rows)
     assert fails_up_to_db(rows, "awgn", rows[0]["cbr"], "jpeg-file") in (-5.0, 5.0)
     assert len(measured.checks) == 2

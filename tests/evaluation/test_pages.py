@@ -49,6 +49,16 @@ def test_a_committed_page_is_what_committed_results_fill(page: str) -> None:
     assert report.render(text, ROOT / "results") == text, f"{page} is stale: {STALE}"
 
 
+def test_where_a_digital_sender_is_ahead_stands_beside_the_gain_of_cala() -> None:
+    shown = 0
+    for page, (_, folder) in PAGES.items():
+        opening = (folder / page).read_text().split("\n## ")[0]
+        if "=tka_gain_db" in opening:
+            shown += 1
+            assert "=digital_ahead_from_db" in opening, page
+    assert shown
+
+
 def as_seen(svg: str) -> str:
     """Without what nobody sees: last digits, which another processor may round otherwise, ids of glyphs."""
     svg = re.sub(r"(DejaVu\w+)-[0-9a-f]+", r"\1", svg)

@@ -24,7 +24,7 @@ from dekag.training.cala import (
     train_knowledge,
     train_method,
 )
-from dekag.training.examples import Examples, draw_mixed
+from dekag.training.examples import Examples, draw_mixed, examples_hash
 
 SHAPE = (4, 16, 16)
 PLAIN = torch.eye(4)
@@ -293,6 +293,7 @@ def test_training_makes_an_artifact_that_loads(
         method=method,
         quality_grid={"cbrs": (1 / 768, 1 / 96), "snrs_db": (0.0,), "taus_s": (1e-7,)},
     )
+    assert knowledge.info["config"]["examples_hash"] == examples_hash([Examples(latents[:16])])
     knowledge.save(tmp_path / "cala")
     loaded = TransmissionKnowledge.load(tmp_path / "cala")
     assert loaded.quality is not None

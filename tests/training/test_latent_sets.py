@@ -301,7 +301,12 @@ def test_a_codec_and_its_adapters_are_trained_for_a_profile(
     assert not problems(loaded, parts(loaded))
     image = SemanticLink.load(mine).image("a fox", LinkConditions(snr_db=10), seed=1)
     assert image.pixels.shape == (FOREIGN.size, FOREIGN.size, 3)
-    quality = TransmissionKnowledge.load(mine / "adapters").quality
+    knowledge = TransmissionKnowledge.load(mine / "adapters")
+    of_codec = json.loads((mine / "codec" / "training.json").read_text())
+    assert knowledge.info["config"]["examples_hash"] == of_codec["examples_hash"] != first["examples_hash"], (
+        "the codec of unaligned deliveries was trained without prompts"
+    )
+    quality = knowledge.quality
     assert quality is not None
     assert quality.cbrs == grid["cbrs"]
 

@@ -41,6 +41,13 @@ PROMPT_TITLES = {
     "right": "its own", "withheld": "withheld", "foreign": "another image's", "wrong": "another subject"
 }  # fmt: skip
 
+_EXAMPLES = {
+    True: "the same examples",
+    False: "other examples",
+    None: "examples that its record does not name",
+}
+"""On what a shipped model was trained, by whether that is what the run trained on."""
+
 Cells = dict[str, dict[tuple[Any, ...], float]]
 
 
@@ -57,7 +64,7 @@ def grid(results: Path) -> list[Row]:
 def title(method: str) -> str:
     """What readers call a method."""
     if method in (STRONG, EQUAL):
-        return "unaligned, strong" if method == STRONG else "CALA, trained as long as the baselines"
+        return "unaligned, strong" if method == STRONG else "CALA, trained as the baselines"
     return METHODS[method].title if method in METHODS else method
 
 
@@ -78,6 +85,8 @@ def values(results: Path) -> Mapping[str, str]:
         "structure_pictures": str(of["structure_pictures"]),
         **{name: f"{of[name]:,}" for name in counts},
         "precision": "bfloat16" if of["bf16"] else "float32",
+        "shipped_examples": _EXAMPLES[of.get("shipped_on_these_examples")],
+        "codec_examples": _EXAMPLES[of.get("codec_on_these_examples")],
         "trainings": "one seed" if of["trainings"] == 1 else f"{of['trainings']} seeds",
         "channels": ", ".join(dict.fromkeys(row["channel"] for row in grid(results))),
         "worst_unseen": worst_unseen(rows_of(results, "unseen"))["condition"],

@@ -13,7 +13,16 @@ from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.registry import MISSING, read_figures
 from dekag.evaluation.reports import cala, end_to_end
-from dekag.evaluation.studies.digital import COMMAND, FOLDER, RATES, USES
+from dekag.evaluation.studies.digital import (
+    COMMAND,
+    FOLDER,
+    RATES,
+    USES,
+    Place,
+    ahead_from_db,
+    over_sender,
+    place_of,
+)
 from dekag.evaluation.studies.end_to_end import COMMAND as OVERALL
 
 COLUMNS = {
@@ -28,6 +37,13 @@ STYLES = {
     "best-harq": ("with HARQ", plots.FOURTH),
     "shannon-outage": ("Shannon bound", plots.BASE),
 }
+CROSSINGS = {
+    "PSNR": ("best", "psnr_db"),
+    "PSNR, with HARQ": ("best-harq", "psnr_db"),
+    "consistency": ("consistent", "consistency"),
+    "consistency, with HARQ": ("consistent-harq", "consistency"),
+}
+"""What a sender maximises and is compared by -> the sender and the metric."""
 SHOWN_PLACE = (round(RATES[2], 6), 10.0)
 SHOWN_CHANNELS = {"awgn": "awgn", "rayleigh-1us": "rayleigh"}
 """Channels of both alignments' grid: as they are called here and there."""
@@ -83,20 +99,44 @@ def _overall(results: Path, delivery: str, fading: str | None = None) -> float:
 
 def senders_table(results: Path) -> Lines:
     """Consistency of senders that maximise PSNR, or consistency, beside CALA and DeKA-g."""
-    here, lines = {_place(row): row for row in leads(results)}, []
+    here, lines = {place_of(row): row for row in leads(results)}, []
+    maximised = _most_consistent(results)
     for channel, fading in SHOWN_CHANNELS.items():
-        if (row := here.get((channel, *SHOWN_PLACE))) is None:
+        place = (channel, *SHOWN_PLACE)
+        if (row := here.get(place)) is None:
             raise NotMeasuredError(COMMAND)
-        own = [row[f"{sender}_consistency"] for sender in ("digital", "semantic")]
+        own = [row["digital_consistency"], maximised.get(place), row["semantic_consistency"]]
         others = [_overall(results, name, fading) for name in ("digital", "deka-g")]
-        lines.append([channel, *(f"{value:.3f}" for value in (*own, *others))])
-    header = ["sender that maximises PSNR", "CALA", "sender that maximises consistency, other images"]
-    return table(["consistency", *header, "DeKA-g, other images"], lines)
+        shown = (MISSING if value is None else f"{value:.3f}" for value in (*own, *others))
+        lines.append([channel, *shown])
+    header = ["sender that maximises PSNR", "sender that maximises consistency", "CALA"]
+    header += ["sender that maximises consistency, other images", "DeKA-g, other images"]
+    return table(["consistency", *header], lines)
+
+
+def _most_consistent(results: Path) -> dict[Place, float]:
+    """Consistency of the sender that maximises it, by cell."""
+    return {place_of(row): row["consistency"] for row in cells(results) if row["rival"] == "consistent"}
+
+
+def crossovers_table(results: Path) -> Lines:
+    """The SNR from which on a digital sender is ahead at each rate, in the mean over the channels."""
+    rows, rivals = leads(results), cells(results)
+    rates = sorted({row["cbr"] for row in rows}, reverse=True)
+    highest_db = max(row["snr_db"] for row in rows)
+    lines = []
+    for what, (sender, metric) in CROSSINGS.items():
+        compared = over_sender(rows, rivals, sender, metric)
+        found = [ahead_from_db(compared, cbr) for cbr in rates] if compared else []
+        shown = [f"not up to {highest_db:g} dB" if each is None else f"{each:.1f} dB" for each in found]
+        lines.append([what, *(shown or [MISSING] * len(rates))])
+    return table(["compared by", *(f"CBR 1/{1 / cbr:.0f}" for cbr in rates)], lines)
 
 
 def leads_table(results: Path) -> Lines:
     """The lead by channel, by rate and by SNR, over the best baseline and over it with HARQ."""
-    harq = {_place(row): row["psnr_db"] for row in cells(results) if row["rival"] == "best-harq"}
+    harq = {place_of(row): row["psnr_db"] for row in cells(results) if row["rival"] == "best-harq"}
+    maximised = _most_consistent(results)
     groups: dict[str, list[Row]] = {"all cells": leads(results)}
     for name, shown in (("channel", "{}"), ("cbr", "CBR 1/{:.0f}"), ("snr_db", "{:g} dB")):
         for row in groups["all cells"]:
@@ -105,25 +145,23 @@ def leads_table(results: Path) -> Lines:
     lines = []
     for group, own in groups.items():
         lead = np.mean([row["lead_db"] for row in own])
-        over_harq = np.mean([row["semantic_psnr_db"] - harq[_place(row)] for row in own])
+        over_harq = np.mean([row["semantic_psnr_db"] - harq[place_of(row)] for row in own])
         consistency = np.mean([row["semantic_consistency"] - row["digital_consistency"] for row in own])
+        over_most = MISSING
+        if all(place_of(row) in maximised for row in own):
+            ahead = [row["semantic_consistency"] - maximised[place_of(row)] for row in own]
+            over_most = f"{np.mean(ahead):+.3f}"
         losing = sum(row["lead_db"] < 0 for row in own)
-        lines.append(
-            [group, f"{lead:+.2f}", f"{over_harq:+.2f}", f"{consistency:+.3f}", f"{losing} of {len(own)}"]
-        )
-    consistency_of = "consistency, over a sender that maximises PSNR"
-    header = ["CALA's lead", "PSNR, dB", "over HARQ, dB", consistency_of, "cells behind"]
-    return table(header, lines)
-
-
-def _place(row: Row) -> tuple[str, float, float]:
-    return row["channel"], row["cbr"], row["snr_db"]
+        numbers = [f"{lead:+.2f}", f"{over_harq:+.2f}", f"{consistency:+.3f}", over_most]
+        lines.append([group, *numbers, f"{losing} of {len(own)}"])
+    header = ["CALA's lead", "PSNR, dB", "over HARQ, dB", "consistency, over a sender that maximises PSNR"]
+    return table([*header, "over one that maximises consistency", "cells behind"], lines)
 
 
 def psnr_tables(results: Path) -> Lines:
     """PSNR at the highest rate, channel by channel, and where most images are lost."""
     rows = cells(results)
-    own = {_place(row): row["semantic_psnr_db"] for row in leads(results)}
+    own = {place_of(row): row["semantic_psnr_db"] for row in leads(results)}
     cbr = max(row["cbr"] for row in rows)
     lines: Lines = []
     for channel in dict.fromkeys(row["channel"] for row in rows):
@@ -217,7 +255,7 @@ def leads_plot(results: Path) -> Any:
     rows = leads(results)
     channels = list(dict.fromkeys(row["channel"] for row in rows))
     snrs = sorted({row["snr_db"] for row in rows})
-    found = {_place(row): row["lead_db"] for row in rows}
+    found = {place_of(row): row["lead_db"] for row in rows}
     figure, axes = plots.panels(2, 2, height_in=4.6, sharex=True, sharey=True)
     for axis, cbr in zip(axes.ravel(), sorted({row["cbr"] for row in rows}, reverse=True), strict=False):
         grid = np.array([[found.get((name, cbr, snr), np.nan) for snr in snrs] for name in channels])
@@ -245,9 +283,11 @@ REPORT = Report(
                 "digital_ahead_from_db",
                 "digital_harq_ahead_from_db",
                 "digital_awgn_ahead_from_db",
+                "digital_low_rate_consistency_lead",
             ]
         ),
         "leads": leads_table,
+        "crossovers": crossovers_table,
         "senders": senders_table,
         "psnr": psnr_tables,
         "failures": failures,

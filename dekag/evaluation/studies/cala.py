@@ -9,8 +9,8 @@ There are two definitions of no alignment: "none" is the codec of unaligned deli
 channel at the highest rate; STRONG is the codec that the adapters adapt, without them, which was trained on a
 clean channel at every rate and with prompts.
 
-"cala" is what ships. Where baselines are trained for fewer steps, EQUAL is CALA trained as they are, and what
-they are compared with.
+"cala" is what ships. Where that was not trained as the baselines are, EQUAL is CALA trained as they are, and
+what they are compared with.
 """
 
 from __future__ import annotations
@@ -682,6 +682,8 @@ def write(measured: CalaResults, results: Path = RESULTS) -> None:
         "shipped_steps": trainings.shipped_steps,
         "steps": trainings.steps,
         "codec_steps": trainings.codec_steps,
+        "shipped_on_these_examples": trainings.shipped_on_these,
+        "codec_on_these_examples": trainings.codec_on_these,
         "share_steps": trainings.plan.fraction_steps,
         "oracle_steps": trainings.plan.oracle_steps,
         "most_channel_uses": study.bank.codec.max_channel_uses((channels, height, width)),
@@ -745,7 +747,7 @@ def _best(main: Mapping[tuple[str, int, str], Array]) -> str | None:
 
 
 def beside(measured: CalaResults, method: str) -> str:
-    """The name of the CALA that a method is compared with: trained as long, or shipped beside shipped."""
+    """The name of the CALA that a method is compared with: trained alike, or shipped beside shipped."""
     return "cala" if method in REFERENCES else measured.study.trainings.compared
 
 
@@ -862,10 +864,15 @@ def fraction_rows(measured: CalaResults) -> list[Row]:
 
 
 def length_rows(measured: CalaResults) -> list[Row]:
-    """PSNR of CALA against the steps of its training; the last row is the shipped one."""
+    """PSNR of CALA against the steps of its training; the last row took as many as the shipped one.
+
+    It is the shipped one, unless another was trained as long as that, and as the others of the curve.
+    """
     if not measured.lengths:
         return []
-    points = {**measured.lengths, measured.study.trainings.shipped_steps: measured.subset["cala"][0]}
+    trainings = measured.study.trainings
+    last = trainings.compared if trainings.steps == trainings.shipped_steps else "cala"
+    points = {**measured.lengths, trainings.shipped_steps: measured.subset[last][0]}
     rows = []
     for steps, values in points.items():
         mean, ci95 = bootstrap_mean(values.mean(axis=0).tolist())

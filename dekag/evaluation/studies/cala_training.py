@@ -1,16 +1,16 @@
 """The trainings of `dekag experiment tka`: every method, fraction and length, and the oracle.
 
-CALA's first training is the shipped artifact itself. Everything else is trained here as the shipped one was
-by `dekag train cala --drawn`: on the same examples, half of them rendered and half drawn by the edge, with
-their prompts, and with the same loss. A training is kept in runs/tka under a hash of all it depends on: an
-interrupted one goes on from its checkpoint, a finished one is read.
+CALA's first training is the shipped artifact itself, if it was trained as everything else is here: as by
+`dekag train cala --drawn`, on the same examples, half of them rendered and half drawn by the edge, with their
+prompts, and with the same loss. If not, or if the artifact does not say, CALA is trained here as well. A
+training is kept in runs/tka under a hash of all it depends on: an interrupted one goes on from its
+checkpoint, a finished one is read.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from dekag.generation.autoencoder import decode
 from dekag.generation.loading import pipeline_hash
 from dekag.training.cala import METRIC_LATENTS, ConditionBatch, grid_condition, pixel_metric, train_method
 from dekag.training.data import SCENES
-from dekag.training.examples import Examples, rendered_examples
+from dekag.training.examples import Examples, examples_hash, rendered_examples
 from dekag.training.latent_sets import LatentSet, latents_of_prompts
 from dekag.training.latents import autoencoder_hash
 from dekag.training.worlds import STICKERS
@@ -42,7 +42,7 @@ STRONG = "unaligned-strong"
 """The codec that adapters adapt, without them, where unaligned deliveries have another one: a method beside
 those of METHODS."""
 EQUAL = "cala-equal-steps"
-"""CALA trained as long as its baselines, where that is not as long as the shipped adapters were."""
+"""CALA trained as its baselines, where the shipped adapters were trained otherwise, or do not say how."""
 FRACTION = 0.05
 FRACTIONS = (0.01, 0.03, 0.05, 0.1)
 FRACTION_METHODS = ("cala", "lora")
@@ -158,13 +158,7 @@ class Trainings:
     @cached_property
     def examples_hash(self) -> str:
         """SHA-256 (hex) of the examples: of all latents and of the states of all prompts."""
-        digest = hashlib.sha256()
-        for each in self.examples:
-            for part in (each.latents, each.text):
-                digest.update(b"none" if part is None else f"{part.dtype} {tuple(part.shape)}".encode())
-                if part is not None:
-                    digest.update(part.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return examples_hash(self.examples)
 
     @property
     def text_width(self) -> int:
@@ -192,10 +186,30 @@ class Trainings:
         """Steps of the shipped adapters."""
         return int(self.bank.adapters.info["config"]["steps"])
 
-    @property
+    @cached_property
     def compared(self) -> str:
-        """The name of the CALA that baselines are compared with: the shipped one, or one trained as long."""
-        return "cala" if self.steps == self.shipped_steps else EQUAL
+        """The name of the CALA that baselines are compared with: the shipped one, or one trained as they are.
+
+        The shipped one is, if it was trained for as many steps, with the same seed and precision, and on the
+        same examples. Adapters that do not say on which were perhaps trained on others.
+        """
+        config = self.bank.adapters.info["config"]
+        alike = self.steps == self.shipped_steps and self.seed == int(config["seed"])
+        # last the examples, which take long to make
+        alike = alike and config.get("bf16") == self.plan.bf16 and bool(self.shipped_on_these)
+        return "cala" if alike else EQUAL
+
+    @property
+    def shipped_on_these(self) -> bool | None:
+        """Whether the shipped adapters were trained on the same examples; None if they do not say."""
+        known = self.bank.adapters.info["config"].get("examples_hash")
+        return None if known is None else bool(known == self.examples_hash)
+
+    @property
+    def codec_on_these(self) -> bool | None:
+        """The same of the codec that adapters adapt, in the last of its trainings."""
+        known = (read_json(Path(self.bank.profile.codec) / "training.json") or {}).get("examples_hash")
+        return None if known is None else bool(known == self.examples_hash)
 
     @property
     def unaligned(self) -> tuple[str, ...]:

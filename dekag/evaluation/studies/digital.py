@@ -10,7 +10,8 @@ and decodes a sample of the deliveries and says how far the predictions are off.
 and quality is measured against what the edge drew, as it is for a semantic delivery.
 
 Baselines: each format by itself and the best of them, as whole files and bare (without what the receiver
-knows anyway); HARQ of up to 4 transmissions at equal mean channel uses; and what Shannon's bound allows.
+knows anyway); HARQ of up to 4 transmissions at equal mean channel uses; the best of all, bare, with one
+transmission and with HARQ, that maximises consistency instead of PSNR; and what Shannon's bound allows.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from dekag.training.worlds import STICKERS
 
 Array = npt.NDArray[np.float64]
 Key = tuple[str, float, float]  # channel (of CHANNELS), CBR, mean SNR in dB
+Place = tuple[str, float, float]  # a Key in rows: its rate is rounded
 Semantic = Mapping[Key, Array]  # METRICS of each image, (n, 3), in the order of the images
 
 COMMAND = "dekag experiment digital"
@@ -402,6 +404,17 @@ BASELINES: dict[str, list[tuple[str, bool]]] = {
 }
 
 
+SENDERS: tuple[tuple[str, list[tuple[str, bool]], int, tuple[float, ...]], ...] = (
+    *((name, names, 1, (1.0,)) for name, names in BASELINES.items()),
+    ("best-harq", BASELINES["best"], MAX_TRANSMISSIONS, (1.0,)),
+    ("consistent", BASELINES["best"], 1, CONSISTENCY),
+    ("consistent-harq", BASELINES["best"], MAX_TRANSMISSIONS, CONSISTENCY),
+)
+"""Name, ladders, transmissions and weights of METRICS of each sender."""
+LOW_RATES, LOW_SNR_DB = RATES[2:], 10.0
+"""Where CALA should be ahead of every digital sender: at these rates, up to this SNR."""
+
+
 def measure_cell(images: ImageSet, key: Key, forecast: Forecast) -> tuple[list[Row], list[Choice]]:
     """One row for each baseline at one channel, rate and SNR; and what the best one, bare, chose."""
     channel, cbr, snr_db = key
@@ -409,10 +422,10 @@ def measure_cell(images: ImageSet, key: Key, forecast: Forecast) -> tuple[list[R
     indices = range(len(images.pixels))
     rows: list[Row] = []
     best: list[Choice] = []
-    baselines = [(name, names, 1) for name, names in BASELINES.items()]
-    for baseline, names, transmissions in [*baselines, ("best-harq", BASELINES["best"], MAX_TRANSMISSIONS)]:
+    for baseline, names, transmissions, weights in SENDERS:
         choices = [
-            choose(images, i, names, channel_uses, forecast, transmissions=transmissions) for i in indices
+            choose(images, i, names, channel_uses, forecast, transmissions=transmissions, weights=weights)
+            for i in indices
         ]
         sent = [choice for choice in choices if choice.coding is not None]
         row = _row(key, baseline, np.stack([choice.values for choice in choices]))
@@ -612,6 +625,53 @@ def write(measured: DigitalResults, semantic: Semantic, results: Path = RESULTS)
             forget(name, results)
         else:
             record(name, ahead, "dB", command=COMMAND, count=len(lead), results=results)
+    name, least = "digital_low_rate_consistency_lead", least_consistency_lead(rows, measured.rows)
+    if least is None:
+        forget(name, results)
+    else:
+        record(name, least, "ratio", command=COMMAND, count=len(lead), results=results)
+
+
+def over_sender(
+    rows: Sequence[Row], rivals: Sequence[Row], sender: str, metric: str = "psnr_db"
+) -> list[Row]:
+    """The rows of `leads`, each with its `lead` in a metric over a sender, where that one was measured.
+
+    Args:
+        rows: of `leads`.
+        rivals: of `measure`.
+        sender: one of SENDERS.
+        metric: "psnr_db" or "consistency".
+    """
+    theirs = {place_of(row): row[metric] for row in rivals if row["rival"] == sender}
+    return [
+        {**row, "lead": row[f"semantic_{metric}"] - theirs[place_of(row)]}
+        for row in rows
+        if place_of(row) in theirs
+    ]
+
+
+def place_of(row: Row) -> Place:
+    """The channel, rate and SNR of a row."""
+    return row["channel"], row["cbr"], row["snr_db"]
+
+
+def least_consistency_lead(rows: Sequence[Row], rivals: Sequence[Row]) -> float | None:
+    """CALA's least lead in consistency over senders that maximise it, of all cells at low rates and SNRs.
+
+    None if none of these cells was measured.
+
+    Args:
+        rows: of `leads`.
+        rivals: of `measure`.
+    """
+    rates = {round(cbr, 6) for cbr in LOW_RATES}
+    low = [row for row in rows if row["cbr"] in rates and row["snr_db"] <= LOW_SNR_DB]
+    senders = ("consistent", "consistent-harq")
+    return min(
+        (float(row["lead"]) for sender in senders for row in over_sender(low, rivals, sender, "consistency")),
+        default=None,
+    )
 
 
 def crossovers_db(rows: Sequence[Row], rivals: Sequence[Row]) -> dict[str, float | None]:
@@ -621,48 +681,38 @@ def crossovers_db(rows: Sequence[Row], rivals: Sequence[Row]) -> dict[str, float
         rows: of `leads`.
         rivals: of `measure`.
     """
-    harq = {
-        (row["channel"], row["cbr"], row["snr_db"]): row["psnr_db"]
-        for row in rivals
-        if row["rival"] == "best-harq"
-    }
-    repeating = [
-        {
-            **row,
-            "lead_db": row["semantic_psnr_db"] - harq[row["channel"], row["cbr"], row["snr_db"]],
-        }
-        for row in rows
-    ]
+    best = [{**row, "lead": row["lead_db"]} for row in rows]
     return {
-        "digital_ahead_from_db": ahead_from_db(rows),
-        "digital_harq_ahead_from_db": ahead_from_db(repeating),
-        "digital_awgn_ahead_from_db": ahead_from_db([row for row in rows if row["channel"] == "awgn"]),
+        "digital_ahead_from_db": ahead_from_db(best),
+        "digital_harq_ahead_from_db": ahead_from_db(over_sender(rows, rivals, "best-harq")),
+        "digital_awgn_ahead_from_db": ahead_from_db([row for row in best if row["channel"] == "awgn"]),
     }
 
 
-def ahead_from_db(rows: Sequence[Row]) -> float | None:
-    """SNR from which on the digital sender is ahead at the highest rate, dB, in the mean over the channels.
+def ahead_from_db(rows: Sequence[Row], cbr: float | None = None) -> float | None:
+    """SNR from which on a digital sender is ahead at a rate, dB, in the mean over the channels.
 
     Between the SNRs of the grid the lead is linear. None if it is behind at the highest SNR, or without rows.
 
     Args:
-        rows: of `leads`.
+        rows: of `over_sender`.
+        cbr: the rate, one of the rows'; default: their highest.
     """
     if not rows:
         return None
-    highest = max(row["cbr"] for row in rows)
+    rate = max(row["cbr"] for row in rows) if cbr is None else cbr
     by_snr: dict[float, list[float]] = {}
     for row in rows:
-        if row["cbr"] == highest:
-            by_snr.setdefault(row["snr_db"], []).append(row["lead_db"])
+        if row["cbr"] == rate:
+            by_snr.setdefault(row["snr_db"], []).append(row["lead"])
     snrs_db = sorted(by_snr)
-    leads_db = [float(np.mean(by_snr[snr_db])) for snr_db in snrs_db]
-    if leads_db[-1] >= 0:
+    leads = [float(np.mean(by_snr[snr_db])) for snr_db in snrs_db]
+    if leads[-1] >= 0:
         return None
-    last = max((i for i, lead_db in enumerate(leads_db) if lead_db >= 0), default=None)
+    last = max((i for i, lead in enumerate(leads) if lead >= 0), default=None)
     if last is None:
         return snrs_db[0]
-    share = leads_db[last] / (leads_db[last] - leads_db[last + 1])
+    share = leads[last] / (leads[last] - leads[last + 1])
     return float(snrs_db[last] + share * (snrs_db[last + 1] - snrs_db[last]))
 
 

@@ -274,6 +274,7 @@ def codec(
     from dekag.codec.jscc import with_text
     from dekag.generation.loading import folder_hash
     from dekag.training.codec import clean_latent_snr_db, train_codec
+    from dekag.training.examples import examples_hash
 
     if width % 2:
         raise typer.BadParameter(f"must be even; got {width}", param_hint="--width")
@@ -314,6 +315,7 @@ def codec(
         settings["start"] = with_text(before, text_width) if text_width else before
     model = train_codec(run, training, steps=steps, seed=seed, bf16=bf16, **settings)
     quality = {"held_out_latent_snr_db": clean_latent_snr_db(model, held_out)}
+    more["examples_hash"] = examples_hash(training)
     save_model(model, target, run, quality, seed, earlier_record(start), **more)
     if latents is not None and out is None and not every_rate and models.unaligned_codec is None:
         typer.echo(f'To use it in the profile, add "unaligned_codec": "{name}" to its profile.json.')
