@@ -297,6 +297,13 @@ def pipeline_index(model: GeneratorProfile) -> dict[str, Any]:
     return {} if home is None else dict(read_json(home / INDEX))
 
 
+def latent_shape(profile: Profile, width: int, height: int) -> tuple[int, int, int]:
+    """(channels, h, w) of the latents of the edge's autoencoder, of an image of that size in pixels."""
+    config = _vae(profile.edge)
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    return config["latent_channels"], height // factor, width // factor
+
+
 def _vae(model: GeneratorProfile) -> dict[str, Any]:
     part = model.components.get("vae")
     path, revision = (part.path, part.revision) if part else (model.config or model.path, model.revision)

@@ -305,6 +305,13 @@ def sweep(
             "the grid says."
         ),
     ] = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the traces (NAME.csv) and SigMF recordings that links of the grid name. Default: "
+            "what the grid says."
+        ),
+    ] = None,
     ray: Ray = None,
     workers: RayWorkers = None,
     results: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
@@ -315,7 +322,15 @@ def sweep(
     """Evaluate a grid of deliveries, topics, channels, SNRs and rates; resumes, writes tables and plots."""
     from dekag.evaluation.sweeps.command import run_sweep
 
-    run_sweep(grid, ray=ray, workers=workers, pictures=pictures, results=results, as_json=as_json)
+    run_sweep(
+        grid,
+        ray=ray,
+        workers=workers,
+        pictures=pictures,
+        traces=traces,
+        results=results,
+        as_json=as_json,
+    )
 
 
 def _existing_city(city: Path) -> Path:
