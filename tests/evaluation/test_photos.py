@@ -33,6 +33,7 @@ from dekag.evaluation.studies.photos import (
 )
 from dekag.generation.images import FILE_FORMATS, MAX_SIDE, Pixels
 from dekag.link import LinkConditions
+from dekag.link.capacity import outage_capacity
 from dekag.link.image_coding import SCALES
 from dekag.metrics.image import psnr_db
 from dekag.pictures import Picture, find_pictures
@@ -190,3 +191,22 @@ def test_a_codec_of_pixels_of_ones_own_is_measured_at_the_rates_it_has(
     monkeypatch.setattr(photos, "choose", lambda *_: photos.Choice(np.zeros(1), 0.0))
     (row,) = photos.strip(photographs, model_bank(profile), [PIXELS])
     assert np.unique(row[-1][10:90]).tolist() == [128], "nothing is shown at a rate that it does not have"
+
+
+def test_capacity_is_of_slots_as_long_as_a_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each symbol has its own gain, short slots would be charged with fades that long ones average."""
+    asked = []
+
+    def outage(conditions: LinkConditions, share: float, *, channel_uses: int) -> float:
+        asked.append(channel_uses)
+        return outage_capacity(conditions, share, channel_uses=channel_uses)
+
+    monkeypatch.setattr(photos, "outage_capacity", outage)
+    photo = Photograph("a", "here", picture(), (120, 100))
+    ladder = Ladder([10, 1000], [(1, 1), (2, 1)], np.array([[10.0], [20.0]]))
+    found = PhotoSet([photo], {("hevc", True): [ladder]}, np.array([[5.0]]))
+    conditions = LinkConditions(fading="rayleigh-magnitude", snr_db=10)
+    capacity_values(found, [("hevc", True)], 1 / 96, conditions)
+    assert set(asked) == {375}
+    short, long = (outage_capacity(conditions, 0.01, channel_uses=uses) for uses in (64, 375))
+    assert long > short + 0.2

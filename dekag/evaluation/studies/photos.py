@@ -228,10 +228,11 @@ def capacity_values(
     average.
     """
 
-    def at(bits_per_use: float) -> Array:
+    def at(bits_per_use: Callable[[int], float]) -> Array:
         values = []
         for index, lost in enumerate(photos.fallback_values):
-            size = bytes_within(photos.channel_uses(index, cbr), bits_per_use)
+            uses = photos.channel_uses(index, cbr)
+            size = bytes_within(uses, bits_per_use(uses))
             reached = [lost]
             for name in names:
                 ladder = photos.ladders[name][index]
@@ -241,9 +242,13 @@ def capacity_values(
         return np.stack(values)[:, 0]
 
     if conditions.fading == "awgn":
-        return at(ergodic_capacity(conditions))
+        return at(lambda uses: ergodic_capacity(conditions, channel_uses=uses))
     lost = photos.fallback_values[:, 0]
-    mixed = [(1 - share) * at(outage_capacity(conditions, share)) + share * lost for share in OUTAGES]
+
+    def without(share: float, uses: int) -> float:
+        return outage_capacity(conditions, share, channel_uses=uses)
+
+    mixed = [(1 - share) * at(partial(without, share)) + share * lost for share in OUTAGES]
     return max(mixed, key=lambda values: float(values.mean()))
 
 
