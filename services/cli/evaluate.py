@@ -312,6 +312,13 @@ def sweep(
             "what the grid says."
         ),
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Metric to measure, such as ssim or a plug-in's; can be repeated. Default: what the grid "
+            "says."
+        ),
+    ] = None,
     ray: Ray = None,
     workers: RayWorkers = None,
     results: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
@@ -328,6 +335,7 @@ def sweep(
         workers=workers,
         pictures=pictures,
         traces=traces,
+        metrics=metric,
         results=results,
         as_json=as_json,
     )

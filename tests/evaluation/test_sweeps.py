@@ -34,6 +34,7 @@ from dekag.inventory import latent_shape
 from dekag.link import LinkConditions, image_coding
 from dekag.metrics import Metric
 from dekag.metrics.features import ImageScorer
+from dekag.metrics.perceptual import Lpips
 from dekag.pictures import find_pictures
 from dekag.pipeline import PixelLink, SemanticLink
 from dekag.profile import load_profile
@@ -417,6 +418,37 @@ def test_the_folder_of_traces_is_an_option(
     assert done.exit_code == 0, done.output
     (row,) = [json.loads(line) for line in (tmp_path / "results/mine/cells.jsonl").read_text().splitlines()]
     assert row["cell"]["traces"]["path"] == str(traces)
+
+
+@pytest.mark.usefixtures("plugging")
+def test_from_a_folder_to_curves_of_psnr_and_lpips_in_one_sweep(
+    profile: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the page on pictures of one's own says. What LPIPS downloads is stood in for; the grid is small."""
+    shown: list[int] = []
+
+    def distances(_: Lpips, images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        shown.append(len(images))
+        return (images - references).abs().mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr(Lpips, "_distances", distances)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setenv(plugins.ENVIRONMENT, "")
+    monkeypatch.setattr(
+        command.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
+    )
+    text = f"{{name: own, profile: {profile}, pictures: x, deliveries: [pixels], snr_db: [20]}}"
+    words = ["--plugin", "dekag.metrics.perceptual:Lpips", "sweep", str(written(tmp_path, text))]
+    words += ["--pictures", str(pictures)]
+    words += ["--metric", "psnr_db", "--metric", "lpips", "--results", str(tmp_path / "results")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert shown
+    folder = tmp_path / "results" / "own"
+    assert {path.name for path in folder.glob("*.svg")} == {"psnr_db.svg", "lpips.svg"}
+    refused = CliRunner().invoke(app, [*words, "--metric", "beauty"])
+    assert refused.exit_code == 2
+    assert "beauty" in refused.output
 
 
 @pytest.mark.usefixtures("plugging")

@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -158,6 +158,7 @@ def run_sweep(
     workers: int | None,
     pictures: Path | None = None,
     traces: Path | None = None,
+    metrics: Sequence[str] | None = None,
     results: Path = RESULTS,
     as_json: bool = False,
 ) -> None:
@@ -168,6 +169,7 @@ def run_sweep(
         ray, workers: as `run` takes them.
         pictures: pictures to send, instead of what the grid sends.
         traces: folder of the links' traces, instead of what the grid says.
+        metrics: instead of the grid's.
         results: a folder with the sweep's name is made in it.
         as_json: the summary is JSON, and all that goes to the standard output.
 
@@ -175,7 +177,7 @@ def run_sweep(
         InvalidInputError: the grid is not valid.
         DekagError: points failed; what was measured is written nevertheless.
     """
-    sweep = read_sweep(path, pictures=pictures, traces=traces)
+    sweep = read_sweep(path, pictures=pictures, traces=traces, metrics=metrics)
     folder = results / sweep.name
     check_folder(folder)  # now, and not when all has been measured
     outcome = run(sweep, ray=ray, workers=workers)

@@ -423,6 +423,7 @@ def read_sweep(
     profile: str | None = None,
     pictures: Path | None = None,
     traces: Path | None = None,
+    metrics: Sequence[str] | None = None,
 ) -> Sweep:
     """The sweep that a YAML file defines.
 
@@ -431,6 +432,7 @@ def read_sweep(
         profile: the models, instead of those that the file names.
         pictures: all pictures at this path, instead of what the file sends.
         traces: the folder of the links' traces, instead of what the file says.
+        metrics: instead of those of the file.
 
     Raises:
         InvalidInputError: names the field and what it allows.
@@ -439,7 +441,7 @@ def read_sweep(
     if not isinstance(raw, dict):
         raise InvalidInputError(str(path), "a mapping with the fields of a sweep", type(raw).__name__)
     try:
-        given = {"profile": profile, "pictures": pictures, "traces": traces}
+        given = {"profile": profile, "pictures": pictures, "traces": traces, "metrics": metrics}
         return Sweep.model_validate(
             {**raw, **{name: value for name, value in given.items() if value is not None}}
         )
