@@ -25,6 +25,7 @@ from dekag.generation.loading import (
     pipeline_hash,
 )
 from dekag.generation.profile import GeneratorProfile
+from dekag.generation.trajectories import check_teachable
 from dekag.profile import Profile
 
 ROLES = (
@@ -194,6 +195,11 @@ def _misfits(profile: Profile) -> Iterator[str]:
         for file in sorted(Path(profile.knowledge).glob("*/knowledge.json")):
             if (fits := read_json(file).get("base_hash")) != own:
                 yield f"knowledge {file.parent.name}: made for edge {str(fits)[:12]}; it is {own[:12]}"
+    if profile.distill.objective == "trajectories":
+        try:
+            check_teachable(profile)
+        except MismatchError as error:
+            yield f"distill.objective: {error}"
 
 
 def _pipeline(role: str, model: GeneratorProfile) -> Iterator[Part]:

@@ -1268,6 +1268,13 @@ class ErrorBody(_Response):
     code: str = Field(description="Kind of the problem.", examples=["invalid_value"])
 
 
+class ErrorEvent(_Response):
+    """The end of a stream that failed."""
+
+    type: Literal["error"] = "error"
+    error: ErrorBody
+
+
 class Problem(_Response):
     """RFC 9457 problem details; the media type is application/problem+json."""
 

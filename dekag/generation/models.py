@@ -21,6 +21,7 @@ from dekag.generation.placement import Placement
 from dekag.generation.profile import GeneratorProfile, HasGenerators, Role
 from dekag.generation.prompts import PromptReader
 from dekag.generation.traced_denoiser import TracedDenoiser, worth_tracing
+from dekag.generation.trajectories import Trajectories, of_steps, recorded
 from dekag.numerics import check_finite
 
 _Key = TypeVar("_Key", int, tuple[Any, ...])
@@ -344,6 +345,28 @@ class Generator:
             return self._draw(None, some, **common, **said)
 
         return by_group([len(windows) for windows in read], draw)
+
+    def denoised(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[torch.Tensor, Trajectories]:
+        """The latents of `batch`, and how they were denoised.
+
+        Args:
+            prompts, seeds: one for each image.
+
+        Raises:
+            MismatchError: trajectories of this sampler cannot be learnt from.
+            NumericalError: as `batch`.
+        """
+        scheduler, found = self.pipeline.scheduler, dict[int, Trajectories]()
+
+        def draw(which: Sequence[int], _: int) -> torch.Tensor:
+            with recorded(scheduler) as steps:
+                latents = self.batch([prompts[i] for i in which], [seeds[i] for i in which])
+            some = of_steps(steps, scheduler, self.decoder.model_hash)
+            found.update((i, some.rows(slice(row, row + 1))) for row, i in enumerate(which))
+            return latents
+
+        latents = by_group([len(self.reader.windows(prompt)) for prompt in prompts], draw)
+        return latents, Trajectories.joined([found[i] for i in range(len(prompts))])
 
     def _draw(
         self,

@@ -1,6 +1,7 @@
 """Distillation of one topic: the edge-GAI learns a metaword and a LoRA from images of the cloud-GAI.
 
-MAKD trains both together with the diffusion loss on the cloud's images; all weights of the edge are frozen.
+MAKD trains both together with the diffusion loss on the cloud's images, or on how the cloud denoised them
+(`dekag.training.targets`); all weights of the edge are frozen.
 The baselines use the same code, images and steps.
 """
 
@@ -30,6 +31,7 @@ from dekag.generation.models import PIXELS_AT_ONCE, Generator, by_group
 from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import GenerationRequest
+from dekag.generation.trajectories import Trajectories, trajectory_note
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.ladder import (
@@ -50,6 +52,7 @@ from dekag.stickers.sheet import save_sheet
 from dekag.training.device import multiplying
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.loop import TrainingRun
+from dekag.training.targets import ImageTargets, Targets, trajectory_targets
 
 ADAPTER = "distilled"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -64,7 +67,6 @@ LAYERS = {
 WARMUP_STEPS = 20
 EMA_DECAY = 0.98
 SAVE_EVERY_S = 10.0
-HELD_OUT_TIMESTEPS = (0.15, 0.4, 0.65, 0.9)  # fractions of the noise schedule, for early stopping
 ENCODED_PIXELS = 2**18  # pixels that the autoencoder encodes at once
 DRAWN_AT_ONCE = 8
 WORTH_A_TRACE = 50  # images; a trace takes as long as ten
@@ -113,6 +115,7 @@ def draw_images(
     folder: Path,
     *,
     at_once: int = 1,
+    trajectories: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
@@ -125,6 +128,7 @@ def draw_images(
         prompts, seeds: of each image.
         folder: where the images are kept.
         at_once: images in a batch, which is faster but differs from single images by rounding.
+        trajectories: whether to keep how each was denoised, too.
         on_progress: called after each batch with the number of images that are there.
         should_stop: called before each batch.
 
@@ -136,7 +140,7 @@ def draw_images(
         _Wanted(prompt, seed, folder / f"{seed}.png", _digest(cloud.identity, prompt))
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    missing = [each for each in known if png_note(each.path) != each.note]
+    missing = [each for each in known if not each.is_there(trajectories)]
     if at_once > 1 and len(missing) >= WORTH_A_TRACE:
         cloud.trace()
     drawn = read = 0
@@ -147,7 +151,7 @@ def draw_images(
         if new := [each for each in part if each in missing]:
             if drawn + len(new) > read:
                 read = drawn + cloud.reader.prepare([each.prompt for each in missing[drawn:]])
-            _draw(cloud, new)
+            _draw(cloud, new, trajectories)
             drawn += len(new)
         on_progress(start + len(part))
     return np.stack([from_bytes(each.path.read_bytes()) for each in known])
@@ -162,11 +166,27 @@ class _Wanted:
     path: Path
     note: str
 
+    @property
+    def trajectory(self) -> Path:
+        """The file that says how it was denoised."""
+        return self.path.with_suffix(".safetensors")
 
-def _draw(cloud: Generator, images: Sequence[_Wanted]) -> None:
+    def is_there(self, with_trajectory: bool) -> bool:
+        """Whether it need not be drawn."""
+        if with_trajectory and trajectory_note(self.trajectory) != self.note:
+            return False
+        return png_note(self.path) == self.note
+
+
+def _draw(cloud: Generator, images: Sequence[_Wanted], trajectories: bool) -> None:
     """Draw images in one batch, and keep them."""
-    seeds = [each.seed for each in images]
-    latents = cloud.batch([each.prompt for each in images], seeds)
+    prompts, seeds = [each.prompt for each in images], [each.seed for each in images]
+    if trajectories:
+        latents, denoised = cloud.denoised(prompts, seeds)
+        for row, each in enumerate(images):
+            denoised.rows(slice(row, row + 1)).save(each.trajectory, each.note)
+    else:
+        latents = cloud.batch(prompts, seeds)
     for each, pixels in zip(images, cloud.decoder.decode(latents, seeds), strict=True):
         unfinished = each.path.with_suffix(f".{os.getpid()}")
         unfinished.write_bytes(to_png(pixels, each.note))
@@ -184,10 +204,12 @@ class CloudImages:
     Attributes:
         pixels: (images, height, width, 3) uint8, those for training first.
         model_hash: of the cloud that generated them.
+        trajectories: how it denoised them; None if that is not learnt.
     """
 
     pixels: np.ndarray
     model_hash: str
+    trajectories: Trajectories | None = None
 
     @property
     def content_hash(self) -> str:
@@ -209,17 +231,32 @@ def cloud_images(
     Raises:
         Stopped: should_stop() returned True; images that are there are reused by the next call.
     """
-    seeds = _seeds(topic, config)
+    seeds, wanted = _seeds(topic, config), config.objective == "trajectories"
     pixels = draw_images(
         cloud,
         [*topic.prompts, *topic.held_out],
         seeds,
         folder / "images",
         at_once=at_once(cloud),
+        trajectories=wanted,
         on_progress=lambda done: on_progress(Progress("generate", done, len(seeds))),
         should_stop=should_stop,
     )
-    return CloudImages(pixels, cloud.model_hash)
+    if not wanted:
+        return CloudImages(pixels, cloud.model_hash)
+    kept = [Trajectories.load(folder / "images" / f"{seed}.safetensors") for seed in seeds]
+    return CloudImages(pixels, cloud.model_hash, Trajectories.joined(kept))
+
+
+def targets_of(images: CloudImages, edge: Generator) -> Targets:
+    """What an edge learns from the cloud's images: their trajectories, if they are known.
+
+    Raises:
+        MismatchError: the trajectories do not fit the edge.
+    """
+    if images.trajectories is not None:
+        return trajectory_targets(images.trajectories, edge)
+    return ImageTargets(encode(edge.pipeline.vae, images.pixels))
 
 
 def at_once(generator: Generator) -> int:
@@ -406,8 +443,8 @@ class Trained:
 
 def train(
     pipeline: Any,
-    latents: torch.Tensor,
-    held_out: torch.Tensor,
+    learnt: Targets,
+    held_out: Targets,
     topic: TopicPrompts,
     config: DistillConfig,
     folder: Path,
@@ -424,8 +461,8 @@ def train(
 
     Args:
         pipeline: a StableDiffusionPipeline; restored afterwards.
-        latents: latents of the topic's prompts, (images, 4, h, w).
-        held_out: latents of its held-out prompts, for early stopping.
+        learnt: targets of the topic's prompts.
+        held_out: targets of its held-out prompts, for early stopping.
         topic: the prompts.
         config: settings of the distillation.
         folder: folder of the checkpoint.
@@ -469,7 +506,7 @@ def train(
             return encode_prompts(reader, chosen, word)
 
         # the trained tensors, shared with the denoiser; names in a ParameterDict cannot contain dots
-        learnt = nn.ParameterDict({name.replace(".", "/"): p for name, p in weights.items()})
+        parameters = nn.ParameterDict({name.replace(".", "/"): p for name, p in weights.items()})
         groups = [
             {
                 "params": list(weights.values()),
@@ -477,7 +514,7 @@ def train(
             }
         ]
         if config.has_metaword:
-            learnt["metaword"] = word
+            parameters["metaword"] = word
             groups.append({"params": [word], "lr": config.metaword_learning_rate})
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99))
         loss = DiffusionLoss(DDPMScheduler.from_config(pipeline.scheduler.config))
@@ -518,11 +555,9 @@ def train(
                 yield share * loss(clean[part], noise[part], timesteps[part], denoise)
 
         def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-            pick = torch.randint(len(latents), (config.batch,), generator=generator)
+            pick = torch.randint(len(learnt), (config.batch,), generator=generator)
             dropped = torch.rand(config.batch, generator=generator) < config.prompt_dropout
-            clean = latents[pick]
-            timesteps = loss.draw_timesteps(config.batch, generator)
-            noise = torch.randn(clean.shape, generator=generator)
+            clean, noise, timesteps = learnt.drawn(pick, loss, generator)
             prompts = [topic.prompts[i] for i in pick.tolist()]
             parts = losses_of(prompts, dropped.tolist(), clean, noise, timesteps)
             total = torch.zeros(())
@@ -534,11 +569,9 @@ def train(
 
         @torch.no_grad()
         def held_out_loss() -> float:
-            noise = torch.randn(held_out.shape, generator=torch.Generator().manual_seed(config.seed))
             losses = []
-            for share in HELD_OUT_TIMESTEPS:
-                timesteps = torch.full((len(held_out),), int(share * loss.timesteps))
-                parts = losses_of(topic.held_out, [False] * len(topic.held_out), held_out, noise, timesteps)
+            for clean, noise, timesteps in held_out.checked(loss, config.seed):
+                parts = losses_of(topic.held_out, [False] * len(topic.held_out), clean, noise, timesteps)
                 losses.append(sum(map(float, parts)))
             return sum(losses) / len(losses)
 
@@ -548,7 +581,7 @@ def train(
 
         preview_every = max(1, config.steps // previews) if previews else 0
         before = held_out_loss() if start is None else start.held_out_loss[0]
-        run = TrainingRun(folder, learnt, [optimizer], seed=config.seed, ema_decay=EMA_DECAY)
+        run = TrainingRun(folder, parameters, [optimizer], seed=config.seed, ema_decay=EMA_DECAY)
         stopping = EarlyStopping(run, held_out_loss, config.patience)
         if start is not None and run.step == 0:  # what it begins with may be the best
             stopping.look()
@@ -643,7 +676,7 @@ def distill(
         else cloud_images(cloud, topic, config, folder, on_progress=on_progress, should_stop=should_stop)
     )
     images = drawn.pixels
-    latents = encode(edge.pipeline.vae, images)
+    targets = targets_of(drawn, edge)
 
     def on_preview(prompts: Sequence[Sequence[Window]], metaword: torch.Tensor) -> None:
         first = len(learnt)
@@ -687,8 +720,8 @@ def distill(
             name += f"-{_digest(str(further), *shapes)}"
         return train(
             edge.pipeline,
-            latents[: len(learnt)],
-            latents[len(learnt) :],
+            targets.rows(slice(len(learnt))),
+            targets.rows(slice(len(learnt), None)),
             topic,
             config if start is None else dataclasses.replace(config, steps=further),
             checkpoint / name,

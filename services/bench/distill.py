@@ -33,12 +33,15 @@ def default_topics(profile: str) -> list[str]:
     return list(read_topics(load_profile(profile).topics)) or list(WORLD_TOPICS)
 
 
-def run_distill_bench(*, topics: Sequence[str], profile: str = "stickers", results: Path = RESULTS) -> float:
+def run_distill_bench(
+    *, topics: Sequence[str], threads: int = 0, profile: str = "stickers", results: Path = RESULTS
+) -> float:
     """Time from asking for a distillation over REST to holding the first image drawn with it.
 
     Args:
         topics: of the profile or of the sticker world, distilled one after another with the profile's
             settings, and published whether or not the update scores better than the edge without it.
+        threads: CPU threads of the distillation; 0: all cores of the machine.
         profile: the models.
         results: where headline.json is.
 
@@ -49,8 +52,9 @@ def run_distill_bench(*, topics: Sequence[str], profile: str = "stickers", resul
     folder = (RUN_DIR / "bench" / "distill").resolve()
     shutil.rmtree(folder, ignore_errors=True)
     seconds = []
+    settings = {**UNWATCHED, "DEKAG_PROFILE": profile, "DEKAG_DISTILL_THREADS": str(threads)}
     with (
-        Stack(folder, free_ports=True, env={**UNWATCHED, "DEKAG_PROFILE": profile}) as stack,
+        Stack(folder, free_ports=True, env=settings) as stack,
         Client(stack.url) as gateway,
     ):
         await_ready(stack, console)
@@ -66,7 +70,7 @@ def run_distill_bench(*, topics: Sequence[str], profile: str = "stickers", resul
             seconds.append(time.perf_counter() - start)
             console.print(f"{topic}: {seconds[-1]:.1f} s")
     rows = [{"topic": topic, "seconds": each} for topic, each in zip(topics, seconds, strict=True)]
-    write_bench("distill", {"profile": profile, "topics": list(topics)}, rows, results)
+    write_bench("distill", {"profile": profile, "topics": list(topics), "threads": threads}, rows, results)
     mean, ci95 = mean_ci95(seconds, POSITIVE)
     record(
         "distill_seconds", mean, "s", command="dekag bench distill", count=len(seconds), ci95=ci95,

@@ -19,7 +19,7 @@ from services.bench.conventional import LINKS
 from services.bench.cost import DELIVERY
 from services.bench.growth import growth_plot, growth_table, growth_values
 from services.bench.loadtest import backhaul
-from services.bench.parts import FOUR_TOPICS, GUIDED, IMAGES_AT_ONCE
+from services.bench.parts import FOUR_TOPICS, GUIDED, IMAGES_AT_ONCE, UNALIGNED
 from services.bench.results_io import read_bench
 
 KEYS = (
@@ -326,8 +326,10 @@ def knowledge_table(results: Path) -> Lines:
 
 def distill_table(results: Path) -> Lines:
     """Time to teach each topic."""
-    rows = read_bench("distill", results)["rows"]
-    return table(["topic", "s"], [[row["topic"], f"{row['seconds']:.1f}"] for row in rows])
+    bench = read_bench("distill", results)
+    threads = bench["config"].get("threads", 1) or "all"
+    lines = [[row["topic"], str(threads), f"{row['seconds']:.1f}"] for row in bench["rows"]]
+    return table(["topic", "threads", "s"], lines)
 
 
 def _cost_rows(results: Path) -> list[Row]:
@@ -508,20 +510,21 @@ def rows_table(results: Path) -> Lines:
 def drawings_table(results: Path) -> Lines:
     """Milliseconds an image, by images at once and whose updates draw them."""
     times = _times(results)
-    names = (
-        "no update",
-        GUIDED,
-        "one topic",
-        "one topic, PEFT's layers",
-        FOUR_TOPICS,
-        f"{FOUR_TOPICS}, PEFT's layers",
-    )
+    columns = {
+        UNALIGNED: UNALIGNED,
+        GUIDED: "with guidance",
+        "one topic": "one topic",
+        "one topic, PEFT's layers": "the same, PEFT",
+        FOUR_TOPICS: FOUR_TOPICS,
+        f"{FOUR_TOPICS}, PEFT's layers": "the same, PEFT",
+    }
+    if not _of(times, "drawing", GUIDED):  # updates need none
+        del columns[GUIDED]
     lines = []
     for images in IMAGES_AT_ONCE:
-        found = [_of(times, "drawing", name, images) for name in names]
+        found = [_of(times, "drawing", name, images) for name in columns]
         lines.append([str(images), *(f"{each[0]['ms_each']:.0f}" if each else "" for each in found)])
-    header = ["images at once", "no update", "with guidance", "one topic", "the same, PEFT", "four topics"]
-    return table([*header, "the same, PEFT"], lines, words=())
+    return table(["images at once", *columns.values()], lines, words=())
 
 
 def decoders_table(results: Path) -> Lines:

@@ -668,16 +668,17 @@ def bench_distill(
             help="Topics to distil, separated by commas. Default: the profile's own, or neon and rocket."
         ),
     ] = None,
+    threads: Annotated[
+        int,
+        typer.Option(min=0, help="CPU threads of a distillation (DEKAG_DISTILL_THREADS); 0: all cores."),
+    ] = 0,
     profile: Profile = "stickers",
 ) -> None:
     """Measure the time from the request for a distillation to the first image generated with it."""
     from services.bench.distill import default_topics, run_distill_bench
 
-    _launch(
-        lambda: run_distill_bench(
-            topics=topics.split(",") if topics else default_topics(profile), **_targets(profile)
-        )
-    )
+    chosen = topics.split(",") if topics else default_topics(profile)
+    _launch(lambda: run_distill_bench(topics=chosen, threads=threads, **_targets(profile)))
 
 
 @bench.command("page")

@@ -116,6 +116,7 @@ class Distillation:
     def run(self) -> Distilled | None:
         """Distils, or resumes an earlier attempt; None after ``stop`` was set."""
         from dekag.generation.models import Generator
+        from dekag.generation.trajectories import check_teachable
         from dekag.makd.config import DistillConfig
         from dekag.makd.topics import read_topics, topic_prompts
         from dekag.makd.update import KnowledgeUpdate
@@ -139,6 +140,8 @@ class Distillation:
             held_out=config.held_out,
             seed=config.seed,
         )
+        if config.objective == "trajectories":
+            check_teachable(profile)
         callbacks: dict[str, Any] = {"on_progress": self._note, "should_stop": self.stop.is_set}
         placed = settings.placement(keep_text_encoder=settings.keep_text_encoder)
         cloud = Generator.from_profile(profile, "cloud", placed)

@@ -77,16 +77,7 @@ _RETRYABLE = [
 _STREAMED: dict[str, Any] = {
     "description": "The images; with `stream`, events until the last image is completed, or until an event "
     "`error` with the member `error` of a problem.",
-    "content": {
-        images.EVENT_STREAM: {
-            "schema": {
-                "oneOf": [
-                    {"$ref": "#/components/schemas/PartialImageEvent"},
-                    {"$ref": "#/components/schemas/CompletedEvent"},
-                ]
-            }
-        }
-    },
+    "content": images.streamed(),
 }
 _T = TypeVar("_T")
 

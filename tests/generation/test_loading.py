@@ -23,6 +23,7 @@ from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicPrompts
 from dekag.profile import Profile, load_profile
 from dekag.training.distill import draw_images, train
+from dekag.training.targets import ImageTargets
 
 PROMPT = "a red boat on the beach"
 LONG = "a red boat on the beach, and " * 12 + "a cat"
@@ -222,11 +223,11 @@ def test_training_steps_meet_no_tensor_of_the_cpu(
     pipeline.unet.to(torch.float32)
     topic = TopicPrompts("glow", (f"{LONG} that glows", "a boat"), (LONG,), ("glow",))
     config = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=1, tokens=1, method=method)
-    latents = torch.randn(3, 4, 8, 8)
+    learnt = ImageTargets(torch.randn(3, 4, 8, 8))
     calls: list[torch.device] = []
     pipeline.unet.register_forward_hook(lambda _, given, said: calls.append(said.sample.device))
     with ON_THE_WAY_BACK:
-        train(pipeline, latents[:2], latents[2:], topic, config, tmp_path)
+        train(pipeline, learnt.rows(slice(2)), learnt.rows(slice(2, None)), topic, config, tmp_path)
     assert [each.type for each in calls] == ["meta"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httpx2
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
+from services.gateway import app
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from tests.hostile.budgets import examples
@@ -42,6 +44,40 @@ async def test_each_operation_is_as_the_document_says(
     case = data.draw(gateway.operations[name].strategy(mode))
     status = await asyncio.to_thread(gateway.send_case, case)
     tally.answered(f"rest {name}, {mode.value}", status)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"partial_images": 2},
+        {"delivery": "conventional"},
+        {"n": 2, "response_format": "url", "details": True},
+    ],
+    ids=str,
+)
+async def test_streams_are_as_the_document_says(gateway: Gateway, asked: dict[str, Any]) -> None:
+    # few of the cases above are drawn whole and streamed
+    body = {"prompt": "a fox", "size": "64x64", "seed": 7, "stream": True} | asked
+    case = gateway.operations["POST /v1/images/generations"].case(body)
+    assert await asyncio.to_thread(gateway.send_case, case) == 200
+
+
+async def test_a_stream_that_fails_is_as_the_document_says(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = app.call, []
+
+    async def fail_the_second(method: Any, request: Any, peer: str, **options: Any) -> Any:
+        seen.append(peer)
+        if seen.count("user") > 1:
+            raise app.UnavailableError("the user service cannot be reached")
+        return await real(method, request, peer, **options)
+
+    monkeypatch.setattr(app, "call", fail_the_second)
+    body = {"prompt": "a fox", "size": "64x64", "stream": True, "n": 2}
+    case = gateway.operations["POST /v1/images/generations"].case(body)
+    assert await asyncio.to_thread(gateway.send_case, case) == 200
+    assert seen.count("user") == 2
 
 
 @examples(quick=30, thorough=1000)

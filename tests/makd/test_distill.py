@@ -42,6 +42,7 @@ from dekag.training.distill import (
     why_no_better,
 )
 from dekag.training.loop import TrainingRun
+from dekag.training.targets import ImageTargets
 from dekag.training.tiny_models import save_dummy_models
 from tests.makd.conftest import TINY, Distilled, prompts_of
 
@@ -177,7 +178,9 @@ def test_every_method_learns_and_trains_only_what_it_says(
     topic = dataclasses.replace(topic, held_out=topic.prompts)
     pixels = draw_images(cloud, topic.prompts, seeds_for(config, 6, held_out=False), tmp_path / "images")
     latents = encode(edge.pipeline.vae, pixels)
-    trained = train(edge.pipeline, latents, latents, topic, config, tmp_path / "run")
+    trained = train(
+        edge.pipeline, ImageTargets(latents), ImageTargets(latents), topic, config, tmp_path / "run"
+    )
     before, after = trained.held_out_loss
     assert after < before
     assert bool(len(trained.metaword)) == config.has_metaword

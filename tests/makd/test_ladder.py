@@ -24,6 +24,7 @@ from dekag.makd.ladder import (
 )
 from dekag.metrics.features import ImageScorer
 from dekag.training.distill import Progress, Stopped, distill, train
+from dekag.training.targets import ImageTargets
 from tests.makd.conftest import TINY, prompts_of
 
 
@@ -250,15 +251,23 @@ def test_training_further_makes_up_for_what_was_left_out(
     config = dataclasses.replace(TINY, steps=30, check_every=5, patience=100)
     topic = prompts_of("neon", config)
     topic = dataclasses.replace(topic, held_out=topic.prompts)
-    latents = torch.randn(6, 4, 8, 8)
-    full = train(edge.pipeline, latents, latents, topic, config, tmp_path / "full")
+    learnt = ImageTargets(torch.randn(6, 4, 8, 8))
+    full = train(edge.pipeline, learnt, learnt, topic, config, tmp_path / "full")
     layers = components(full.lora)
     small = strongest(layers, 0.5 * sum(each.numbers for each in layers.values()), dict.fromkeys(layers, 1.0))
     cut = dataclasses.replace(full, lora=small)
     # two steps so small that they change nothing
     still = dataclasses.replace(config, steps=2, lora_learning_rate=1e-7, metaword_learning_rate=1e-7)
-    before = train(edge.pipeline, latents, latents, topic, still, tmp_path / "cut", start=cut)
-    after = train(edge.pipeline, latents, latents, topic, config, tmp_path / "refined", start=cut)
+    before = train(edge.pipeline, learnt, learnt, topic, still, tmp_path / "cut", start=cut)
+    after = train(
+        edge.pipeline,
+        learnt,
+        learnt,
+        topic,
+        config,
+        tmp_path / "refined",
+        start=cut,
+    )
     assert after.held_out_loss[1] < before.held_out_loss[1]
     assert after.held_out_loss[0] == full.held_out_loss[0]
     assert after.steps == full.steps + config.steps
@@ -267,8 +276,8 @@ def test_training_further_makes_up_for_what_was_left_out(
     }
     alone = train(
         edge.pipeline,
-        latents,
-        latents,
+        learnt,
+        learnt,
         topic,
         still,
         tmp_path / "alone",

@@ -39,7 +39,7 @@ from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.makd.update import FORMAT, KnowledgeUpdate
 from dekag.stickers import TOPICS, random_scene
-from dekag.training.distill import draw_images, encode, new_update, seeds_for, train
+from dekag.training.distill import CloudImages, cloud_images, new_update, targets_of, train
 
 COMMAND = "dekag experiment gka"
 FOLDER = "gka"
@@ -165,7 +165,7 @@ class MakdStudy:
     def unaligned(self, topic: str) -> dict[str, list[Row]]:
         """Rows of what no update takes part in, by method of BOUNDS.
 
-        "none" is the edge as it is, GUIDED the edge at the guidance scale that updates are drawn with, and
+        "none" is the edge as it is, GUIDED the edge at the guidance scale of updates, if that is another, and
         "ceiling" the cloud with another seed.
         """
 
@@ -177,7 +177,10 @@ class MakdStudy:
             bounds = {"none": plain, "ceiling": again}
             return {name: self.score_images(images, references, prompts) for name, images in bounds.items()}
 
+        result: dict[str, list[Row]] = self.store.json("cells", self.key("ends", topic), measure)
         scale = DistillConfig(**self.bank.profile.distill.given()).guidance_scale
+        if scale == self.bank.edge.guidance_scale:  # then it is the first
+            return result
 
         def measure_guided() -> list[Row]:
             prompts, edge = self.test_prompts(topic), self.bank.edge
@@ -185,7 +188,6 @@ class MakdStudy:
             images = [edge.decoder.decode(latents)[0] for latents in drawn]
             return self.score_images(images, self.references(topic, prompts), prompts)
 
-        result: dict[str, list[Row]] = self.store.json("cells", self.key("ends", topic), measure)
         guided = self.store.json("cells", self.key(GUIDED, topic, scale), measure_guided)
         return {**result, GUIDED: guided}
 
@@ -220,25 +222,21 @@ class MakdStudy:
         )
         return result
 
-    def draw(self, training: TopicTraining) -> tuple[TopicPrompts, npt.NDArray[np.uint8]]:
+    def draw(self, training: TopicTraining) -> tuple[TopicPrompts, CloudImages]:
         """The topic's prompts and the cloud's images of them; methods and studies share them."""
         config = training.config
         topic = self._distilled(training.topic, config)
-        prompts = [*topic.prompts, *topic.held_out]
-        seeds = seeds_for(config, len(topic.prompts), held_out=False)
-        seeds += seeds_for(config, len(topic.held_out), held_out=True)
-        folder = self.store.folder(
-            "images", self.bank.cloud.model_hash[:12], f"{training.topic}-{config.seed}"
-        )
-        return topic, draw_images(self.bank.cloud, prompts, seeds, folder)
+        name = f"{training.topic}-{config.seed}"
+        folder = self.store.folder("images", self.bank.cloud.model_hash[:12], name)
+        return topic, cloud_images(self.bank.cloud, topic, config, folder)
 
     def _run(self, training: TopicTraining, folder: Path) -> Row:
         config = training.config
         topic, images = self.draw(training)
-        n = len(topic.prompts)
-        latents = encode(self.bank.edge.pipeline.vae, images)
+        targets, n = targets_of(images, self.bank.edge), len(topic.prompts)
+        learnt, held_out = targets.rows(slice(n)), targets.rows(slice(n, None))
         start = time.perf_counter()
-        trained = train(self.bank.edge.pipeline, latents[:n], latents[n:], topic, config, folder)
+        trained = train(self.bank.edge.pipeline, learnt, held_out, topic, config, folder)
         result: Row = {
             "topic": training.topic,
             "config": config.as_dict(),
@@ -464,13 +462,14 @@ def write(measured: MakdResults, base: DistillConfig, results: Path, edge_bytes:
     methods = {training.config.method for training in measured.trainings}
     trained = sorted(methods, key=lambda method: (method == "makd", METHODS.index(method)))
     shipped = [SHIPPED] if measured.shipped else []
+    unaligned = [name for name in ("none", GUIDED) if all(name in own for own in measured.bounds.values())]
     rows = {
         method: rows_of(measured, method, list(measured.bounds), base)
-        for method in ("none", GUIDED, *trained, *shipped, "ceiling")
+        for method in (*unaligned, *trained, *shipped, "ceiling")
     }
     scored = {method: [{"method": method, **row} for row in own] for method, own in rows.items()}
     kept = {} if trained else _trained_earlier(folder, scored["none"])
-    scored = {name: scored.pop(name) for name in ("none", GUIDED)} | kept | scored
+    scored = {name: scored.pop(name) for name in unaligned} | kept | scored
     write_rows(folder / "methods.jsonl", [row for own in scored.values() for row in own])
     updates = [{**row, "rows": _means(row["rows"])} for row in measured.shipped.values()]
     trainings = [

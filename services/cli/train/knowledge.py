@@ -75,6 +75,7 @@ def knowledge(
     from dekag.generation.loading import pipeline_hash
     from dekag.generation.machine import TrainingMachine, machine_placement, read
     from dekag.generation.models import Generator
+    from dekag.generation.trajectories import check_teachable
     from dekag.makd.config import DistillConfig
     from dekag.makd.topics import read_topics, topic_prompts
     from dekag.metrics.features import ImageScorer
@@ -91,6 +92,8 @@ def knowledge(
         )
     asked = {name: value for name, value in {"images": images, "steps": steps}.items() if value is not None}
     config = DistillConfig(**{**models.distill.given(), **asked, "seed": seed})
+    if config.objective == "trajectories":
+        check_teachable(models)
     folder = out or profile_folder(profile) / "knowledge"
     placed = {role: machine_placement(role, trained=role == "edge") for role in ROLES}
     machine = read(TrainingMachine)

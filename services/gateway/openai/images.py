@@ -19,6 +19,7 @@ from dekag.api import image_file
 from dekag.api.schemas import (
     CompletedEvent,
     Consistency,
+    ErrorEvent,
     ImageData,
     ImagesRequest,
     ImagesResponse,
@@ -36,6 +37,7 @@ from services.proto.user_pb2 import PreviewImage, ReceivedImage
 
 EVENT_STREAM = "text/event-stream"
 _log = structlog.get_logger()
+_EVENTS = (PartialImageEvent, CompletedEvent, ErrorEvent)
 _Event = TypeVar("_Event", bound=BaseModel)
 
 
@@ -133,6 +135,26 @@ def completed_event(image: ImageData, body: ImagesRequest, size: str | None, mod
     )
 
 
+def streamed() -> dict[str, Any]:
+    """A stream of events in the OpenAPI document, under the name that OpenAPI 3.2 gives to its items."""
+    items = [
+        {
+            "type": "object",
+            "required": ["event", "data"],
+            "properties": {
+                "event": {"const": kind.model_fields["type"].default},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"$ref": f"#/components/schemas/{kind.__name__}"},
+                },
+            },
+        }
+        for kind in _EVENTS
+    ]
+    return {EVENT_STREAM: {"itemSchema": {"oneOf": items}}}
+
+
 def document_events(app: FastAPI) -> None:
     """Adds the events of a stream to the OpenAPI document of ``app``: no route has them as its model."""
     make_openapi = app.openapi
@@ -140,8 +162,7 @@ def document_events(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = make_openapi()
         kinds: list[tuple[type[BaseModel], Literal["serialization"]]] = [
-            (PartialImageEvent, "serialization"),
-            (CompletedEvent, "serialization"),
+            (kind, "serialization") for kind in _EVENTS
         ]
         _, events = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
         for name, schema in events["$defs"].items():
@@ -194,8 +215,7 @@ def event_stream(first: BaseModel, events: AsyncGenerator[BaseModel, None]) -> S
                 if not isinstance(error, DekagError):
                     _log.exception("an image stream failed")
                 param = shown.field if isinstance(shown, InvalidInputError) else None
-                body = error_body(http_status(shown), str(shown), param)
-                yield f'event: error\ndata: {{"type":"error","error":{body.model_dump_json()}}}\n\n'
+                yield _event(ErrorEvent(error=error_body(http_status(shown), str(shown), param)))
 
     return StreamingResponse(lines(), media_type=EVENT_STREAM)
 

@@ -61,7 +61,9 @@ def references(node: Any) -> Iterator[str]:
 
 def test_every_reference_has_a_target(document: dict[str, Any]) -> None:
     targets = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
-    events = {f"#/components/schemas/{kind}" for kind in ("PartialImageEvent", "CompletedEvent")}
+    events = {
+        f"#/components/schemas/{kind}" for kind in ("PartialImageEvent", "CompletedEvent", "ErrorEvent")
+    }
     assert events <= set(references(document)) <= targets
 
 
