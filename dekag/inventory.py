@@ -243,7 +243,10 @@ def weighty(index: dict[str, Any]) -> list[str]:
 
 
 def _single(role: str, path: str, revision: str | None) -> Part:
-    return _weights(Part(role, "", path, model_folder(path, revision)), None)
+    part = Part(role, "", path, model_folder(path, revision))
+    if role == "pixel_codec" and _said(part, "config.json").get("_class_name") not in (None, "PixelCodec"):
+        return part  # of a plug-in, whose weights are in any format: nothing is known of them
+    return _weights(part, None)
 
 
 def _weights(part: Part, variant: str | None) -> Part:

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from dekag import LinkConditions, PixelLink, plugins
 from dekag.cala.conditions import condition_vector
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
+from dekag.inventory import parts, problems
 from dekag.pictures import Picture
 from dekag.pixel_modules import PixelModules, load_pixel_codec, pixel_codec_hash
+from dekag.profile import load_profile
 from tests.fetched import EXAMPLE, fetch
 
 pytestmark = pytest.mark.usefixtures("plugging")
@@ -213,3 +215,13 @@ def test_a_folder_names_its_class(fetched: Any, dummy_profile: Path, tmp_path: P
         load_pixel_codec(own)
     with pytest.raises(InvalidInputError, match="unique"):
         plugins.register(type("PixelCodec", (Told,), {"name": "another"}))
+
+
+def test_a_profile_with_a_plug_in_is_complete_whatever_its_weights_are(
+    fetched: Any, dummy_profile: Path
+) -> None:
+    profile = load_profile(fetched("AdJscc", dummy_profile))
+    found = parts(profile)
+    assert not [told for told in problems(profile, found) if told.startswith("pixel_codec")]
+    (part,) = (each for each in found if each.role == "pixel_codec")
+    assert part.folder == Path(profile.pixel_codec or "")
