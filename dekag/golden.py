@@ -23,7 +23,7 @@ from dekag.profile import Profile
 
 if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
-    from dekag.pixel_codec import PixelCodec
+    from dekag.pixel_modules import AnyPixelCodec
 
 FILE = GOLDEN
 TOLERANCE = 1e-3
@@ -154,7 +154,7 @@ def _of_generation(profile: Profile) -> Iterator[Output]:
 
 def _of_transmission(profile: Profile) -> Iterator[Output]:
     from dekag.cala.aligned_codec import AlignedCodec
-    from dekag.pixel_codec import PixelCodec
+    from dekag.pixel_modules import load_pixel_codec
 
     if profile.unaligned_codec is not None:
         yield _sent("unaligned codec", AlignedCodec.load(profile.unaligned_codec))
@@ -162,7 +162,7 @@ def _of_transmission(profile: Profile) -> Iterator[Output]:
     if profile.adapters is not None:
         yield _sent("adapters", AlignedCodec.load(profile.codec, profile.adapters))
     if profile.pixel_codec is not None:
-        yield _sent_pixels(PixelCodec.load(profile.pixel_codec))
+        yield _sent_pixels(load_pixel_codec(profile.pixel_codec))
 
 
 def _sent(name: str, codec: AlignedCodec) -> Output:
@@ -181,11 +181,12 @@ def _sent(name: str, codec: AlignedCodec) -> Output:
     return Output(name, codec.content_hash or codec.base_hash, _both(symbols, decoded))
 
 
-def _sent_pixels(codec: PixelCodec) -> Output:
+def _sent_pixels(codec: AnyPixelCodec) -> Output:
     """Symbols and the decoded picture of a codec of pixels."""
     from dekag.cala.conditions import CONDITION_FEATURES
 
-    shape = (3, SIDE, SIDE)
+    side = -(-SIDE // codec.step) * codec.step
+    shape = (3, side, side)
     picture = 2 * torch.rand(1, *shape, generator=torch.Generator().manual_seed(SEED)) - 1
     condition = torch.linspace(-1, 1, CONDITION_FEATURES)[None]
     symbols = codec.encode(picture, [codec.max_channel_uses(shape)], condition, modulation="unquantised")

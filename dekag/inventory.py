@@ -312,7 +312,10 @@ def weighty(index: dict[str, Any]) -> list[str]:
 
 
 def _single(role: str, path: str, revision: str | None) -> Part:
-    return _weights(Part(role, "", path, model_folder(path, revision)), None)
+    part = Part(role, "", path, model_folder(path, revision))
+    if role == "pixel_codec" and _said(part, "config.json").get("_class_name") not in (None, "PixelCodec"):
+        return part  # of a plug-in, whose weights are in any format: nothing is known of them
+    return _weights(part, None)
 
 
 def _weights(part: Part, variant: str | None) -> Part:
@@ -370,6 +373,13 @@ def pipeline_index(model: GeneratorProfile) -> dict[str, Any]:
         return configuration(model)[0]
     home = model_folder(model.path, model.revision)
     return {} if home is None else dict(read_json(home / INDEX))
+
+
+def latent_shape(profile: Profile, width: int, height: int) -> tuple[int, int, int]:
+    """(channels, h, w) of the latents of the edge's autoencoder, of an image of that size in pixels."""
+    config = _vae(profile.edge)
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    return config["latent_channels"], height // factor, width // factor
 
 
 def _vae(model: GeneratorProfile) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from dekag.api.limits import PIXEL_STEP, check_seed
 from dekag.errors import InvalidInputError, NotFoundError
 from dekag.link.channel import ChannelState, Reception, block_of_symbol, compose_hops, transmit
-from dekag.link.conditions import BUILT_IN_TRACES, MAX_SNR_DB, MIN_SNR_DB, LinkConditions
+from dekag.link.conditions import BUILT_IN_TRACES, MAX_SNR_DB, MIN_SNR_DB, EqualizerKind, LinkConditions
 from dekag.link.equalizer import equalize
 from dekag.link.interleaver import deinterleaved, interleaved
 from dekag.numerics import check_finite
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from dekag.generation.placement import Placement
     from dekag.link.digital import ModulationAndCoding
     from dekag.pictures import Picture, Tiling
-    from dekag.pixel_codec import PixelCodec
+    from dekag.pixel_modules import AnyPixelCodec
     from dekag.profile import Profile
 
 LatentShape = tuple[int, int, int]
@@ -237,7 +237,8 @@ class Sender:
         Args:
             conditions: of the link.
             latent_shape: (channels, h, w) of a tile.
-            tiling: of the picture; its CBR relates to the picture without padding.
+            tiling: of the picture; its CBR relates to the picture without padding, but for a codec of pixels
+                that is a plug-in, which has the numbers of symbols of its tiles.
             cbr: channel uses per source value of the picture; has no effect with a target.
             target_psnr_db: PSNR to reach against what the autoencoder makes of the picture, dB.
 
@@ -249,6 +250,10 @@ class Sender:
                 conditions, latent_shape, source_values=tiling.tile_values, target_psnr_db=target_psnr_db
             )
             return Rate(each.channel_uses * tiling.count, each.expected_psnr_db)
+        from dekag.pixel_modules import PixelModules
+
+        if isinstance(self.codec, PixelModules):
+            return Rate(self.codec.channel_uses(latent_shape, cbr) * tiling.count)
         most = self.codec.max_channel_uses(latent_shape) * tiling.count
         channel_uses = round(cbr * tiling.source_values) if math.isfinite(cbr) else 0
         if not 0 < cbr <= most / tiling.source_values:
@@ -350,13 +355,20 @@ class Receiver:
             blocks = block_snr_db(reception.gains, reception.no, reception.gain_errors)[0]
             cbr = reception.symbols.shape[1] / source_values
             known.append(condition_vector(cbr, each, at="receiver", block_snr_db=blocks))
-            equalised = equalize(reception, each.equalizer).symbols
+            equalised = equalize(reception, self._equalizer or each.equalizer).symbols
             rows.append((deinterleaved(equalised) if self.codec.interleaved else equalised)[0])
         symbols = pad_sequence(rows, batch_first=True)
         check_finite(symbols, "equalize", seeds=seeds)
         latents = self.codec.decode(symbols, latent_shape, torch.stack(known), text=_padded(text, self.codec))
         check_finite(latents, "decode", seeds=seeds, model_hash=self.codec.base_hash)
         return latents
+
+    @property
+    def _equalizer(self) -> EqualizerKind | None:
+        """The one that the codec's decoder was made for, whatever the link says; None: the link's."""
+        from dekag.pixel_modules import PixelModules
+
+        return self.codec.equalizer if isinstance(self.codec, PixelModules) else None
 
     def decode_tiles(
         self,
@@ -1082,10 +1094,14 @@ class PixelLink(SemanticLink):
 
     Args:
         codec: of pixels; encodes and decodes.
+
+    Attributes:
+        codec: the same.
     """
 
-    def __init__(self, codec: PixelCodec) -> None:
+    def __init__(self, codec: AnyPixelCodec) -> None:
         super().__init__(codec)
+        self.codec = codec
 
     @classmethod
     def load(
@@ -1103,11 +1119,12 @@ class PixelLink(SemanticLink):
             placed: has no effect: codecs compute on the CPU.
 
         Raises:
-            NotFoundError: there is no such profile, or it has no codec of pixels.
+            NotFoundError: there is no such profile, it has no codec of pixels, or that is a plug-in's, which
+                is not loaded.
             InvalidInputError: an unaligned one is asked for.
             MismatchError: a model is damaged.
         """
-        from dekag.pixel_codec import PixelCodec
+        from dekag.pixel_modules import load_pixel_codec
         from dekag.profile import Profile, load_profile
 
         if not aligned:
@@ -1115,12 +1132,25 @@ class PixelLink(SemanticLink):
         models = profile if isinstance(profile, Profile) else load_profile(profile, check_models=True)
         if models.pixel_codec is None:
             raise NotFoundError("the profile names no pixel_codec")
-        return cls(PixelCodec.load(models.pixel_codec))
+        return cls(load_pixel_codec(models.pixel_codec))
+
+    def rate(self, width: int, height: int, cbr: float) -> Rate:
+        """The rate of a picture of that size, pixels.
+
+        Raises:
+            InvalidInputError: the codec cannot send it at that rate; says what it allows.
+        """
+        tiling = self._tiling_of(width, height)
+        shape = (3, tiling.tile_height, tiling.tile_width)
+        return self.sender.tiles_rate(LinkConditions(), shape, tiling, cbr=cbr)
 
     def _tiling(self, picture: Picture) -> Tiling:
+        return self._tiling_of(picture.width, picture.height)
+
+    def _tiling_of(self, width: int, height: int) -> Tiling:
         from dekag.pictures import Tiling
 
-        return Tiling.of_pixels(picture.width, picture.height)
+        return Tiling.of(width, height, self.codec.tile, self.codec.step)
 
     def _latents_of(self, tiles: Pixels) -> torch.Tensor:
         from dekag.pixel_codec import from_pixels

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dekag.api.limits import PIXEL_CODEC_STEP as STEP
+from dekag.api.limits import PIXEL_CODEC_TILE
 from dekag.cala.conditions import CONDITION_FEATURES, RATE_CENTRES
 from dekag.codec.batch_invariance import Conv2d
 from dekag.codec.constellation import padded_unit_power, quantize_to_qam, to_maps, to_symbols, unit_power
@@ -107,8 +108,12 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         quality, restoration: None: neither is measured for pixels.
         text_width: 0: prompts are not read.
         interleaved: symbols are sent interleaved.
+        step: sides of tiles are multiples of it, pixels.
+        tile: the longest side of a tile, pixels.
     """
 
+    step = STEP
+    tile = PIXEL_CODEC_TILE
     quality = None
     restoration = None
     text_width = 0

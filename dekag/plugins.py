@@ -1,9 +1,10 @@
 """Plug-ins: user-defined channels, codecs, adaptation methods, metrics and policies.
 
 A plug-in is a class with a `name` whose base class determines its kind: `dekag.link.Channel`,
-`dekag.codec.LatentCodec`, `dekag.cala.methods.AdaptedCodec`, `dekag.metrics.Metric` or
-`dekag.simulation.policies.Policy`. It is loaded from an entry point of an installed package (groups
-`dekag.channels`, `dekag.codecs`, `dekag.methods`, `dekag.metrics`, `dekag.policies`), or from a path
+`dekag.codec.LatentCodec`, `dekag.pixel_modules.PixelModules`, `dekag.cala.methods.AdaptedCodec`,
+`dekag.metrics.Metric` or `dekag.simulation.policies.Policy`. It is loaded from an entry point of an installed
+package (groups `dekag.channels`, `dekag.codecs`, `dekag.pixel_codecs`, `dekag.methods`, `dekag.metrics`,
+`dekag.policies`), or from a path
 `package.module:Name` or `path/to/file.py:Name` on the command line (`dekag --plugin`) or in DEKAG_PLUGINS.
 The latter is a line of CSV: paths are separated by commas, and a path with a comma is quoted. Requests can
 only name plug-ins that are already loaded.
@@ -36,12 +37,14 @@ ENVIRONMENT = "DEKAG_PLUGINS"
 _KINDS = {
     "channel": ("dekag.link.registry", "Channel", "CHANNELS"),
     "codec": ("dekag.codec.jscc", "LatentCodec", "CODECS"),
+    "pixel_codec": ("dekag.pixel_modules", "PixelModules", "PIXEL_CODECS"),
     "method": ("dekag.cala.methods", "AdaptedCodec", "METHODS"),
     "metric": ("dekag.metrics.image", "Metric", "METRICS"),
     "policy": ("dekag.simulation.policies", "Policy", "POLICIES"),
 }
 _GROUPS = {kind: f"dekag.{kind}s" for kind in _KINDS} | {"policy": "dekag.policies"}
-_CLASSES = ("codec", "policy")  # whose registries hold classes, as each use makes its own object
+_CODECS = ("codec", "pixel_codec")  # whose folders name their class, as written by diffusers
+_CLASSES = (*_CODECS, "policy")  # whose registries hold classes, as each use makes its own object
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _FORMS = "package.module:Name or path/to/file.py:Name"
 
@@ -60,8 +63,7 @@ def register(plugin: type) -> None:
     if _plugged_in[kind].get(name) is plugin:
         return
     table = _table(kind)
-    # the folder of a codec names its class, as written by diffusers
-    taken = [*table, *(each.__name__ for each in table.values())] if kind == "codec" else list(table)
+    taken = [*table, *(each.__name__ for each in table.values())] if kind in _CODECS else list(table)
     if clash := {name, plugin.__name__} & set(taken):
         raise InvalidInputError(f"name of a {kind}", "unique", ", ".join(sorted(clash)))
     try:
@@ -146,7 +148,7 @@ def get(kind: str, name: str) -> Any:
     """The entry with that name: a Channel, a codec class, a Method, a Metric or a policy class.
 
     Args:
-        kind: "channel", "codec", "method", "metric" or "policy".
+        kind: "channel", "codec", "pixel_codec", "method", "metric" or "policy".
         name: name of a built-in or a plug-in.
 
     Raises:

@@ -27,7 +27,9 @@ from dekag.metrics import Metric
 
 pytestmark = pytest.mark.usefixtures("plugging")
 
-SHIPPED = {kind: plugins.names(kind) for kind in ("channel", "codec", "method", "metric", "policy")}
+SHIPPED = {
+    kind: plugins.names(kind) for kind in ("channel", "codec", "pixel_codec", "method", "metric", "policy")
+}
 SOURCE = """
 import torch
 from dekag.link import Channel
@@ -151,7 +153,7 @@ def test_entry_points_of_installed_packages(file: Path, monkeypatch: pytest.Monk
         (
             "{file}:Nothing",
             InvalidInputError,
-            "a subclass of one of Channel, LatentCodec, AdaptedCodec, Metric",
+            "a subclass of one of Channel, LatentCodec, PixelModules, AdaptedCodec, Metric",
         ),
         ("{file}:Channel", InvalidInputError, "name of Channel"),
         ("{file}:Unfinished", InvalidInputError, "plug-in unfinished must be a complete channel"),
@@ -197,7 +199,9 @@ def test_a_name_is_ones_own_and_nobody_elses(file: Path) -> None:
 
 
 def test_unknown_kinds_and_names_say_what_is_known() -> None:
-    with pytest.raises(InvalidInputError, match="kind must be one of channel, codec, method, metric"):
+    with pytest.raises(
+        InvalidInputError, match="kind must be one of channel, codec, pixel_codec, method, metric"
+    ):
         plugins.get("antenna", "yagi")
     for kind, names in SHIPPED.items():
         with pytest.raises(InvalidInputError) as caught:

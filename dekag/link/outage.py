@@ -188,11 +188,15 @@ def _drawn(
 
 @lru_cache(maxsize=16)
 def _powers_db(conditions: LinkConditions, symbols: int) -> Array:
-    reception = _slots(conditions, symbols)
+    return np.asarray(10 * torch.log10(useful_powers(_slots(conditions, symbols))))
+
+
+def useful_powers(reception: Reception) -> torch.Tensor:
+    """(B, J) float64 powers |h_j|^2 that a receiver can use: errors of estimated gains count as noise."""
     errors = 0.0 if reception.gain_errors is None else reception.gain_errors
     no = reception.no[:, None]
     powers = reception.gains.abs().square() * no / (no + errors)
-    return np.asarray(10 * torch.log10(powers.double().clamp_min(1e-12)))
+    return powers.double().clamp_min(1e-12)
 
 
 def _slots(conditions: LinkConditions, symbols: int) -> Reception:

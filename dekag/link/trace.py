@@ -16,6 +16,7 @@ fading, and `snr_db` of the conditions is the mean SNR. To play an SNR trace at 
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import os
 import re
@@ -82,14 +83,31 @@ def load(name: str, folder: Path = BUILT_IN_TRACES) -> Trace:
     Raises:
         InvalidInputError: names "link.trace"; there is no such trace, or its file is invalid.
     """
-    if name not in names(folder):  # a name is looked up, never joined to a path
-        raise InvalidInputError("link.trace", f"one of {', '.join(names(folder)) or 'no traces'}", name)
-    paths = [folder / f"{name}{suffix}" for suffix in _SUFFIXES]
-    path = paths[0] if os.path.lexists(paths[0]) else paths[1]
+    path = _found(name, folder)
     try:
         return _read(path, tuple(_state(each) for each in _files(path)))
     except OSError as error:  # it was just deleted, or is a dangling link
         raise _broken(path, "exist", error.strerror) from None
+
+
+def content_hash(name: str, folder: Path = BUILT_IN_TRACES) -> str:
+    """SHA-256 (hex) of the files of the trace of that name; raises as `load`."""
+    path, digest = _found(name, folder), hashlib.sha256()
+    for file in _files(path):
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise _broken(path, "exist", error.strerror) from None
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def _found(name: str, folder: Path) -> Path:
+    """The first file of the trace of that name."""
+    if name not in names(folder):  # a name is looked up, never joined to a path
+        raise InvalidInputError("link.trace", f"one of {', '.join(names(folder)) or 'no traces'}", name)
+    paths = [folder / f"{name}{suffix}" for suffix in _SUFFIXES]
+    return paths[0] if os.path.lexists(paths[0]) else paths[1]
 
 
 def _files(path: Path) -> tuple[Path, ...]:

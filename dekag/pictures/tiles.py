@@ -1,8 +1,8 @@
 """A picture of any size as tiles of a size that autoencoder and codec take. Imports no torch.
 
 The picture is cut into the fewest columns and rows of at most the profile's size, all tiles of one size, a
-multiple of 32 pixels; for a codec of pixels, of at most 512 pixels, a multiple of 8. What is missing at the
-right and at the bottom is filled by repeating the last column and row; the receiver cuts it off again.
+multiple of 32 pixels; for a codec of pixels, of at most its `tile`, a multiple of its `step`. What is missing
+at the right and at the bottom is filled by repeating the last column and row; the receiver cuts it off again.
 Nothing is resized.
 """
 
@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from dekag.api.limits import PIXEL_CODEC_STEP, PIXEL_CODEC_TILE, PIXEL_STEP
+from dekag.api.limits import PIXEL_STEP
 from dekag.generation.images import Pixels
 
 
@@ -53,11 +53,6 @@ class Tiling:
         """
         columns, rows = -(-width // size), -(-height // size)
         return cls(width, height, columns, rows, _side(width, columns, step), _side(height, rows, step))
-
-    @classmethod
-    def of_pixels(cls, width: int, height: int) -> Self:
-        """The tiling of a picture for a codec of pixels, which takes larger tiles than an autoencoder."""
-        return cls.of(width, height, PIXEL_CODEC_TILE, PIXEL_CODEC_STEP)
 
     @property
     def count(self) -> int:

@@ -14,10 +14,10 @@ from rich.progress import track
 
 from dekag.api.limits import MIN_PIXELS, PIXEL_STEP
 from dekag.client import Client
+from dekag.energy import EnergyMeter
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS
 from dekag.profile import load_profile
-from services.bench.energy import EnergyMeter
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
 from services.bench.results_io import write_bench

@@ -306,6 +306,20 @@ def sweep(
             "the grid says."
         ),
     ] = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the traces (NAME.csv) and SigMF recordings that links of the grid name. Default: "
+            "what the grid says."
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Metric to measure, such as ssim or a plug-in's; can be repeated. Default: what the grid "
+            "says."
+        ),
+    ] = None,
     ray: Ray = None,
     workers: RayWorkers = None,
     results: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
@@ -316,7 +330,16 @@ def sweep(
     """Evaluate a grid of deliveries, topics, channels, SNRs and rates; resumes, writes tables and plots."""
     from dekag.evaluation.sweeps.command import run_sweep
 
-    run_sweep(grid, ray=ray, workers=workers, pictures=pictures, results=results, as_json=as_json)
+    run_sweep(
+        grid,
+        ray=ray,
+        workers=workers,
+        pictures=pictures,
+        traces=traces,
+        metrics=metric,
+        results=results,
+        as_json=as_json,
+    )
 
 
 def _existing_city(city: Path) -> Path:

@@ -17,6 +17,7 @@ from rich.text import Text
 from dekag import plugins
 from dekag.api.limits import check_seed
 from dekag.console import plain_console
+from dekag.energy import NO_COUNTERS, POWERCAP, EnergyMeter
 from dekag.errors import DekagError, InvalidInputError
 from dekag.files import check_folder
 from dekag.link import LinkConditions
@@ -37,6 +38,7 @@ ROWS = "link.jsonl"
 """The reports, one line for each picture and delivery, in the folder of the received pictures."""
 
 Row = dict[str, Any]
+_Sent = tuple[str, "ReceivedPicture"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,13 @@ class LinkOptions:
 
 
 def run_link(
-    path: Path, options: LinkOptions, *, output: Path, force: bool = False, as_json: bool = False
+    path: Path,
+    options: LinkOptions,
+    *,
+    output: Path,
+    force: bool = False,
+    as_json: bool = False,
+    powercap: Path = POWERCAP,
 ) -> int:
     """Sends a picture or a folder of pictures, writes what arrives, and prints what it cost.
 
@@ -81,6 +89,7 @@ def run_link(
         output: folder for the received pictures, in a folder for each delivery, and for ROWS.
         force: write into a folder that has ROWS of an earlier run.
         as_json: print the rows alone, as JSON lines, to standard output.
+        powercap: where the kernel shows the processor's counters of energy.
 
     Returns:
         The exit status: 1 if a picture could not be sent.
@@ -106,19 +115,25 @@ def run_link(
         links = _links(options)
     rows: list[Row] = []
     failed = 0
+    meter = EnergyMeter(powercap)
     output.mkdir(parents=True, exist_ok=True)
     with (output / ROWS).open("w") as file:
         for number, each in enumerate(folder.pictures, 1):
             with err.status(Text(f"{each.name}: {number} of {len(folder.pictures)}")):
                 try:
                     picture = each.read()
-                    sent = list(_sent(each, picture, links, options, options.seed + number - 1))
+                    seed = options.seed + number - 1
+                    sent = list(_metered(meter, _sent(each, picture, links, options, seed)))
                 except DekagError as error:
                     failed += 1
                     err.print(str(error), style="red", soft_wrap=True)
                     continue
-            for delivery, received in sent:
-                row = {**_row(each, delivery, received), **_saved(each, delivery, received, output)}
+            for (delivery, received), energy in sent:
+                row = {
+                    **_row(each, delivery, received),
+                    **energy,
+                    **_saved(each, delivery, received, output),
+                }
                 file.write(json.dumps(row) + "\n")
                 rows.append(row)
                 if as_json:
@@ -130,6 +145,8 @@ def run_link(
         if any(row["autoencoder_psnr_db"] is not None for row in rows):
             out.print("limit: PSNR of the autoencoder alone, without any channel.")
         out.print(f"Received pictures and {ROWS}: {output}", soft_wrap=True)
+    if not meter.readable:
+        err.print(NO_COUNTERS, soft_wrap=True)
     if failed:
         note = f"Not sent: {failed} of {len(folder.pictures)}."
         err.print(note, style="red")
@@ -201,6 +218,15 @@ def _sent(
         )
 
 
+def _metered(meter: EnergyMeter, work: Iterator[_Sent]) -> Iterator[tuple[_Sent, Row]]:
+    """Each result with the energy that it took; without that where it is not known."""
+    meter.joules()  # what was used before
+    for each in work:
+        joules = meter.joules()
+        yield each, {} if joules is None else {"joules": round(joules, 6)}
+        meter.joules()
+
+
 def _row(file: PictureFile, delivery: str, received: ReceivedPicture) -> Row:
     picture, tiling = received.picture, received.tiling
     return {
@@ -270,7 +296,8 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
 def _table(rows: Sequence[Row]) -> Table:
     """One line for each picture and delivery; for several pictures, their means."""
     scored = dict.fromkeys(name for row in rows for name in row["scores"])
-    table = Table("picture", "delivery", "channel uses", "CBR", "PSNR", "limit", "SSIM", *scored)
+    energy = ["energy"] * any("joules" in row for row in rows)
+    table = Table("picture", "delivery", "channel uses", "CBR", "PSNR", "limit", "SSIM", *scored, *energy)
     for column in table.columns[2:]:
         column.justify, column.no_wrap = "right", True
     for row in rows:
@@ -295,6 +322,7 @@ def _numbers(rows: Sequence[Row], scored: Iterable[str]) -> list[str]:
         mean, ("channel_uses", "cbr", "psnr_db", "ssim", "autoencoder_psnr_db")
     )
     scores = [_mean([row["scores"].get(name) for row in rows]) for name in scored]
+    joules = _mean([row.get("joules") for row in rows])
     return [
         f"{uses:,.0f}",
         f"1/{1 / cbr:.1f}" if cbr else "-",
@@ -302,6 +330,7 @@ def _numbers(rows: Sequence[Row], scored: Iterable[str]) -> list[str]:
         "-" if ceiling is None else f"{ceiling:.2f} dB",
         "-" if ssim is None else f"{ssim:.3f}",
         *("-" if score is None else f"{score:.4g}" for score in scores),
+        *([] if joules is None else [f"{joules:.3g} J"]),
     ]
 
 

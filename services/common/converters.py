@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from dekag.link.digital import ModulationAndCoding
     from dekag.pictures import Tiling
+    from dekag.pixel_modules import AnyPixelCodec
     from dekag.profile import Profile
 
 
@@ -153,17 +154,22 @@ class DeliveryRequest:
         return 3 * self.width * self.height
 
 
-def tiling_of(request: DeliveryRequest, width: int, height: int, size: int) -> Tiling:
+def tiling_of(
+    request: DeliveryRequest, width: int, height: int, size: int, pixel_codec: AnyPixelCodec | None
+) -> Tiling:
     """How the picture of a request is cut: the same at both ends.
 
     Args:
         request: for the picture.
         width, height: of the picture, pixels.
         size: of the profile's images, pixels.
+        pixel_codec: of the profile; None if it has none.
     """
     from dekag.pictures import Tiling
 
-    return Tiling.of_pixels(width, height) if request.delivery == "pixels" else Tiling.of(width, height, size)
+    if request.delivery == "pixels" and pixel_codec is not None:
+        return Tiling.of(width, height, pixel_codec.tile, pixel_codec.step)
+    return Tiling.of(width, height, size)
 
 
 def size_from_proto(message: _Sized, profile: Profile) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from services.common.worker import ModelWorker
 if TYPE_CHECKING:
     import torch
 
-    from dekag.cala.aligned_codec import AlignedCodec
     from dekag.generation.side_information import SideInformation
+    from dekag.pipeline import ConditionedCodec
     from dekag.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.common.settings import CodecSettings
@@ -45,7 +45,7 @@ class PromptStates:
         """Ends the thread."""
         self._worker.close()
 
-    async def states(self, request: DeliveryRequest, codec: AlignedCodec) -> torch.Tensor | None:
+    async def states(self, request: DeliveryRequest, codec: ConditionedCodec) -> torch.Tensor | None:
         """The states (tokens, text_width) of a request's prompt; None without one, or where it is withheld.
 
         Raises:

@@ -19,7 +19,7 @@ from services.proto.downlink_pb2 import TransmissionManifest as ManifestMessage
 
 if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
-    from dekag.pixel_codec import PixelCodec
+    from dekag.pixel_modules import AnyPixelCodec
     from dekag.profile import Profile
     from services.common.cache import Cache
     from services.common.settings import CodecSettings
@@ -69,7 +69,7 @@ class CodecCache:
     base: AlignedCodec
     unaligned: AlignedCodec
     own: AlignedCodec | None
-    pixels: PixelCodec | None
+    pixels: AnyPixelCodec | None
 
     def __init__(
         self,
@@ -88,19 +88,19 @@ class CodecCache:
         from dekag.cala.aligned_codec import AlignedCodec
         from dekag.cala.artifact import TransmissionKnowledge
         from dekag.inventory import check_latents
-        from dekag.pixel_codec import PixelCodec
+        from dekag.pixel_modules import load_pixel_codec
 
         check_latents(profile)
         self.unaligned = self.base = AlignedCodec.load(profile.codec, max_batch=self._max_batch)
         if profile.unaligned_codec is not None:
             self.unaligned = AlignedCodec.load(profile.unaligned_codec, max_batch=self._max_batch)
-        self.pixels = None if profile.pixel_codec is None else PixelCodec.load(profile.pixel_codec)
+        self.pixels = None if profile.pixel_codec is None else load_pixel_codec(profile.pixel_codec)
         self.own = None
         if profile.adapters is not None:
             self.own = self.base.with_knowledge(TransmissionKnowledge.load(profile.adapters))
             self._codecs.keep(self.own)
 
-    def of_pixels(self) -> PixelCodec:
+    def of_pixels(self) -> AnyPixelCodec:
         """The codec of pixels; InvalidInputError if the profile has none."""
         if self.pixels is None:
             raise InvalidInputError("delivery", "another one: the profile names no pixel_codec", "pixels")

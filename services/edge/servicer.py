@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
     from dekag.pictures import Picture, Tiling
-    from dekag.pixel_codec import PixelCodec
+    from dekag.pixel_modules import AnyPixelCodec
     from dekag.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.edge.settings import EdgeSettings
@@ -115,7 +115,7 @@ class _EncodeJob:
     With a tiling, latents (n, *shape) of a picture's tiles.
     """
 
-    codec: AlignedCodec | PixelCodec
+    codec: AlignedCodec | AnyPixelCodec
     latents: torch.Tensor
     channel_uses: int
     request: DeliveryRequest
@@ -331,7 +331,7 @@ class EdgeServicer(DownlinkServicer):
     async def _encoded(
         self,
         request: DeliveryRequest,
-        codec: AlignedCodec | PixelCodec,
+        codec: AlignedCodec | AnyPixelCodec,
         rate: Rate,
         latents: torch.Tensor,
         tiling: Tiling | None = None,
@@ -362,7 +362,7 @@ class EdgeServicer(DownlinkServicer):
         )
         return Transmission(header, symbols, [], None, report)
 
-    async def _codec(self, request: DeliveryRequest) -> tuple[AlignedCodec | PixelCodec, int]:
+    async def _codec(self, request: DeliveryRequest) -> tuple[AlignedCodec | AnyPixelCodec, int]:
         """The codec for the requested delivery, and the bytes transferred for its adapters."""
         if request.delivery == "pixels":
             return self._codecs.of_pixels(), 0
@@ -576,7 +576,9 @@ class EdgeServicer(DownlinkServicer):
         from dekag.pixel_codec import from_pixels
 
         picture = read_picture(request.picture or b"", max_pixels=MAX_PICTURE_PIXELS)
-        tiling = converters.tiling_of(request, picture.width, picture.height, self._profile.size)
+        tiling = converters.tiling_of(
+            request, picture.width, picture.height, self._profile.size, self._codecs.pixels
+        )
         png = to_png(picture.pixels) if request.measure else b""
         if not request.jscc:
             return _OpenedPicture(picture, png, tiling)

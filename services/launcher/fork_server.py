@@ -40,7 +40,7 @@ LIBRARIES = (
     "dekag.link.sionna_blocks",
     "dekag.makd.aligned_generator",
     "dekag.metrics.features",
-    "dekag.pixel_codec",
+    "dekag.pixel_modules",
     "diffusers.guiders",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d_condition",

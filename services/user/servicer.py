@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from dekag.generation.models import LatentDecoder
     from dekag.generation.restorer import Restorer
     from dekag.pictures import Tiling
-    from dekag.pixel_codec import PixelCodec
+    from dekag.pixel_modules import AnyPixelCodec
     from dekag.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
@@ -75,7 +75,7 @@ class _DecodeJob:
     With a tiling, those of a picture, into latents of its tiles.
     """
 
-    codec: AlignedCodec | PixelCodec
+    codec: AlignedCodec | AnyPixelCodec
     reception: Reception
     shape: tuple[int, int, int]
     request: DeliveryRequest
@@ -229,7 +229,7 @@ class UserServicer(UserBase):
         if not 0 < width * height <= MAX_PICTURE_PIXELS:
             raise FrameError(f"a picture of {width}x{height} pixels")
         sized = replace(request, width=width, height=height)
-        return sized, converters.tiling_of(request, width, height, self._profile.size)
+        return sized, converters.tiling_of(request, width, height, self._profile.size, self._codecs.pixels)
 
     def _check(self, transmission: Transmission, request: DeliveryRequest, tiling: Tiling | None) -> None:
         header = transmission.header
@@ -258,7 +258,7 @@ class UserServicer(UserBase):
         if not count <= header.channel_uses <= most:
             raise FrameError(f"{header.channel_uses} symbols, but the codec sends {count} to {most}")
 
-    def _codec_of(self, request: DeliveryRequest) -> AlignedCodec | PixelCodec:
+    def _codec_of(self, request: DeliveryRequest) -> AlignedCodec | AnyPixelCodec:
         """The codec of a delivery, without adapters."""
         if request.delivery == "pixels":
             return self._codecs.of_pixels()

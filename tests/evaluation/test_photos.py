@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dekag import plugins
 from dekag.errors import FileError
 from dekag.evaluation.models import model_bank
 from dekag.evaluation.photographs import MAX_FILE_SIDE, Photograph, photographs_in
@@ -32,10 +33,12 @@ from dekag.evaluation.studies.photos import (
 )
 from dekag.generation.images import FILE_FORMATS, MAX_SIDE, Pixels
 from dekag.link import LinkConditions
+from dekag.link.capacity import outage_capacity
 from dekag.link.image_coding import SCALES
 from dekag.metrics.image import psnr_db
 from dekag.pictures import Picture, find_pictures
 from dekag.pipeline import PixelLink, SemanticLink
+from tests.fetched import EXAMPLE, fetch
 
 
 def picture(width: int = 120, height: int = 100) -> Pixels:
@@ -167,3 +170,43 @@ def test_capacity_sends_more_than_nothing_and_fading_costs() -> None:
     faded = capacity_values(known, names, 1 / 6, conditions_of("rayleigh-1us", 10.0))[0]
     assert grey < faded < 30
     assert capacity_values(known, names, 1 / 96, conditions_of("awgn", -20.0)).tolist() == [grey]
+
+
+@pytest.mark.usefixtures("plugging")
+def test_a_codec_of_pixels_of_ones_own_is_measured_at_the_rates_it_has(
+    dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins.load(f"{EXAMPLE}:AdJscc")
+    profile = str(fetch("AdJscc", dummy_profile, tmp_path, monkeypatch))
+    photo = Photograph("a", "here", picture(), (120, 100))
+    assert photos.rates_of(PIXELS, model_bank(profile), [photo]) == [1 / 6, 1 / 12]
+    assert photos.rates_of(PIXELS, model_bank(str(dummy_profile)), [photo]) == list(RATES)
+    work = (PIXELS, photo, 1 / 12, 3)
+    found = photos.measure_link(work, profile=profile, runs=tmp_path)
+    assert found.shape == (len(CHANNELS), len(SNRS_OF[PIXELS]))
+    alone = send_pixels(model_bank(profile), photo.pixels, [conditions_of(CHANNELS[0], 20.0)], 1 / 12, 3)
+    assert found[0, -1] == pytest.approx(psnr_db(alone[0], photo.pixels))
+    photographs = PhotoSet([photo], {}, np.zeros((1, 1)))
+    monkeypatch.setattr(photos, "STRIP_CELLS", ((1 / 96, 0.0),))
+    monkeypatch.setattr(photos, "choose", lambda *_: photos.Choice(np.zeros(1), 0.0))
+    (row,) = photos.strip(photographs, model_bank(profile), [PIXELS])
+    assert np.unique(row[-1][10:90]).tolist() == [128], "nothing is shown at a rate that it does not have"
+
+
+def test_capacity_is_of_slots_as_long_as_a_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each symbol has its own gain, short slots would be charged with fades that long ones average."""
+    asked = []
+
+    def outage(conditions: LinkConditions, share: float, *, channel_uses: int) -> float:
+        asked.append(channel_uses)
+        return outage_capacity(conditions, share, channel_uses=channel_uses)
+
+    monkeypatch.setattr(photos, "outage_capacity", outage)
+    photo = Photograph("a", "here", picture(), (120, 100))
+    ladder = Ladder([10, 1000], [(1, 1), (2, 1)], np.array([[10.0], [20.0]]))
+    found = PhotoSet([photo], {("hevc", True): [ladder]}, np.array([[5.0]]))
+    conditions = LinkConditions(fading="rayleigh-magnitude", snr_db=10)
+    capacity_values(found, [("hevc", True)], 1 / 96, conditions)
+    assert set(asked) == {375}
+    short, long = (outage_capacity(conditions, 0.01, channel_uses=uses) for uses in (64, 375))
+    assert long > short + 0.2

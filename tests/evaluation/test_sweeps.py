@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from dekag import plugins
+from dekag.energy import EnergyMeter
 from dekag.errors import DekagError, FileError, InvalidInputError, MismatchError, NotFoundError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.registry import record
@@ -22,15 +23,18 @@ from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies import digital, end_to_end, quick
 from dekag.evaluation.studies.digital import Ladder, image_ladders, mean_image
 from dekag.evaluation.sweeps import command
+from dekag.evaluation.sweeps.checks import check_points
 from dekag.evaluation.sweeps.command import run
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, channel_seed, identity
 from dekag.evaluation.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import link_name, table
 from dekag.generation.images import to_png
 from dekag.generation.side_information import SideInformation
+from dekag.inventory import latent_shape
 from dekag.link import LinkConditions, image_coding
 from dekag.metrics import Metric
 from dekag.metrics.features import ImageScorer
+from dekag.metrics.perceptual import Lpips
 from dekag.pictures import find_pictures
 from dekag.pipeline import PixelLink, SemanticLink
 from dekag.profile import load_profile
@@ -38,6 +42,8 @@ from dekag.stickers import TOPICS
 from services.cli.main import app
 from tests.chain import with_evaluators, with_reading_codec, without_pixel_codec
 from tests.encoders import save_encoders
+from tests.fetched import EXAMPLE, fetch
+from tests.test_energy import put_counter
 
 
 @pytest.fixture(scope="module")
@@ -203,14 +209,275 @@ def test_files_are_scored_again_by_other_judges(tmp_path: Path, monkeypatch: pyt
     assert np.array_equal(scores[0], scores[2])
 
 
+class Fussy(Metric):
+    """Fails on the second image that it gets."""
+
+    name = "fussy"
+    calls = 0
+
+    def score(self, images: Any, references: Any) -> Any:
+        Fussy.calls += 1
+        if Fussy.calls == 2 or Fussy.calls == 3:
+            raise ValueError("out of film")
+        return np.ones(len(images))
+
+
+@pytest.mark.usefixtures("plugging")
 def test_a_failed_cell_is_reported_sinks_nothing_and_is_tried_again(profile: str, tmp_path: Path) -> None:
-    sweep = grid(profile, deliveries=["unaligned", "makd"], topics=["neon"], snr_db=[10])
+    plugins.register(Fussy)
+    sweep = grid(profile, metrics=["fussy"], prompts=1)
     for _ in range(2):
         outcome = run(sweep, runs=tmp_path)
         ((point, why),) = outcome.failed
-        assert point.delivery.name == "makd"
-        assert "no knowledge update of neon" in why
-        assert [row["cell"]["delivery"]["name"] for row in outcome.rows] == ["unaligned"]
+        assert point.link.snr_db == 20
+        assert "out of film" in why
+        assert [row["cell"]["link"]["snr_db"] for row in outcome.rows] == [0]
+    assert not run(sweep, runs=tmp_path).failed
+    assert not run(sweep, runs=tmp_path).measured
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"cbr": [1 / 96, 1 / 6]},
+            r"cbr must be at most 0\.0\d+ \(1/[0-9.]+\) for the delivery unal",
+        ),
+        ({"deliveries": ["unaligned", "cala"]}, "deliveries must be deliveries without adapters"),
+        (
+            {"deliveries": ["unaligned", "makd"], "topics": ["neon"]},
+            "topics must be of world, as the profile has no other updates",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+) -> None:
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(InvalidInputError, match=told):
+        run(grid(profile, **changes), runs=tmp_path)
+
+
+def test_restoration_that_cannot_be_is_refused_before_anything_is_measured(
+    profile: str, tmp_path: Path
+) -> None:
+    width = SideInformation.load(load_profile(profile).edge).width
+    reading = str(with_reading_codec(Path(profile), tmp_path / "reading", text_width=width))
+    sweep = grid(reading, deliveries=["cala-restored"], links=[{"csi": "none"}])
+    with pytest.raises(InvalidInputError, match=r"links\.csi must be perfect or pilots"):
+        run(sweep, runs=tmp_path / "runs")
+    with_table = {"deliveries": ["cala-restored"]}
+    record = tmp_path / "reading" / "cala" / "knowledge.json"
+    described = json.loads(record.read_text())
+    assert "restoration" in described
+    check_points(grid(reading, **with_table).points())
+
+
+def test_a_profile_without_evaluators_is_told_before_anything_is_measured(
+    dummy_profile: Path, tmp_path: Path
+) -> None:
+    for changes in ({}, {"deliveries": ["digital"], "metrics": ["psnr_db"]}):
+        with pytest.raises(NotFoundError, match="names no scorer"):
+            run(grid(str(dummy_profile), **changes), runs=tmp_path)
+    assert run(grid(str(dummy_profile), metrics=["psnr_db"], snr_db=[0]), runs=tmp_path).measured == 1
+
+
+def test_rates_and_pictures_are_checked_before_anything_is_sent(
+    profile: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(InvalidInputError, match=r"cbr must be at most .* for the delivery unaligned"):
+        run(picture_grid(profile, pictures, deliveries=["unaligned"], cbr=["1/6"]), runs=tmp_path)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(pictures, damaged)
+    (damaged / "b.png").write_bytes((damaged / "b.png").read_bytes()[:90])
+    with pytest.raises(FileError, match=r"b\.png"):
+        run(picture_grid(profile, damaged), runs=tmp_path)
+
+
+def test_the_highest_rate_that_is_allowed_is_measured(profile: str, pictures: Path, tmp_path: Path) -> None:
+    """What is refused and what is sent agree on the limit."""
+    bank = ModelBank(profile)
+    most = bank.codecs["unaligned"].max_channel_uses(latent_shape(bank.profile, *[bank.profile.size] * 2))
+    cbr = most / (3 * bank.profile.size**2)
+    fields = {"snr_db": [10], "metrics": ["psnr_db"]}
+    assert not run(grid(profile, cbr=[cbr], **fields), runs=tmp_path).failed
+    with pytest.raises(InvalidInputError, match="cbr"):
+        run(grid(profile, cbr=[cbr * 1.001], **fields), runs=tmp_path)
+    square = tmp_path / "square"
+    square.mkdir()
+    shutil.copy(pictures / "b.png", square)  # without padding
+    own = {"deliveries": ["unaligned"], "snr_db": [10], "cbr": [cbr]}
+    assert not run(picture_grid(profile, square, **own), runs=tmp_path).failed
+
+
+@pytest.mark.usefixtures("plugging")
+def test_a_codec_of_pixels_of_ones_own_is_measured_as_the_link_sends_it(
+    profile: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins.load(f"{EXAMPLE}:AdJscc")
+    own = str(fetch("AdJscc", Path(profile), tmp_path, monkeypatch))
+    fields = {"deliveries": ["pixels"], "snr_db": [10]}
+    with pytest.raises(InvalidInputError, match=r"cbr must be at least 0\.0833333 .* a picture of 200x60"):
+        run(picture_grid(own, pictures, cbr=["1/12", "1/24"], **fields), runs=tmp_path)
+    sweep = picture_grid(own, pictures, cbr=["1/12"], **fields)
+    (row,) = run(sweep, runs=tmp_path).rows
+    (point,) = sweep.points()
+    link = PixelLink.load(own)
+    for number, file in enumerate(find_pictures(pictures).pictures):
+        alone = link.picture(file.read(), point.link, seed=channel_seed(point, number), cbr=1 / 12)
+        assert row["metrics"]["psnr_db"][number] == pytest.approx(alone.psnr_db, abs=0.01)
+    assert run(sweep, runs=tmp_path).measured == 0
+    weights = Path(own) / "own" / "weights.pt"
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    assert sweep.points()[0].key("x") != point.key("x")
+
+
+@pytest.fixture
+def traces(tmp_path: Path) -> Path:
+    """A trace, half of which is a deep fade, and a recording with the same gains."""
+    pytest.importorskip("sigmf")
+    from dekag.link.recordings import write_sigmf, write_trace
+
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    gains = torch.tensor([1, 1, 1e-3j, 1e-3], dtype=torch.complex64)
+    write_trace(folder / "street.csv", gains.numpy(), step_s=0.5)
+    write_sigmf(folder / "carrier", gains, sample_rate_hz=2.0)
+    return folder
+
+
+def played(trace: str, start_s: float) -> dict[str, Any]:
+    return {"fading": "trace", "trace": trace, "trace_start_s": start_s}
+
+
+def test_traces_of_ones_own_are_played_in_sweeps(
+    profile: str, pictures: Path, tmp_path: Path, traces: Path
+) -> None:
+    links = [played(name, start_s) for name in ("street", "carrier") for start_s in (0.0, 1.0)]
+    fields = {"links": links, "snr_db": [25], "traces": str(traces), "metrics": ["psnr_db"]}
+    deliveries = ["unaligned", "pixels", "digital-jpeg"]
+    sweep = picture_grid(profile, pictures, deliveries=deliveries, cbr=["1/96"], **fields)
+    rows = run(sweep, runs=tmp_path / "runs").rows
+    found = {
+        (row["cell"]["delivery"]["name"], row["cell"]["link"]["trace"], row["cell"]["link"]["trace_start_s"]):
+        row["metrics"]["psnr_db"][0]
+        for row in rows
+    }  # fmt: skip
+    for name in deliveries:
+        # untrained codecs deliver little with or without the fade, but not the same
+        assert found[name, "street", 0.0] != found[name, "street", 1.0], name
+        assert found[name, "carrier", 1.0] == pytest.approx(found[name, "street", 1.0], abs=1.5)
+    assert found["digital-jpeg", "street", 0.0] > found["digital-jpeg", "street", 1.0]
+    generated = grid(
+        profile, prompts=1, **{**fields, "links": links[:2]}, deliveries=["unaligned", "digital"]
+    )
+    good, faded, file, lost = (row["metrics"]["psnr_db"][0] for row in run(generated, runs=tmp_path).rows)
+    assert good != faded
+    assert file > lost
+
+
+def test_points_over_a_trace_depend_on_its_contents_and_no_others_do(
+    profile: str, tmp_path: Path, traces: Path
+) -> None:
+    links = [played("street", 0.0), {"fading": "awgn"}, played("walk", 0.0)]
+    with pytest.raises(InvalidInputError, match=r"link\.trace must be one of carrier, street"):
+        grid(profile, links=links, traces=str(traces)).points()
+    with pytest.raises(InvalidInputError, match=r"link\.trace must be one of .*walk"):
+        grid(profile, links=links).points()
+    with pytest.raises(FileError, match="nowhere"):
+        grid(profile, links=links, traces=str(tmp_path / "nowhere")).points()
+    own = grid(profile, links=links[:2], traces=str(traces), snr_db=[0])
+    plain = grid(profile, links=links[1:], snr_db=[0])
+    first, awgn = (point.key("x") for point in own.points())
+    assert plain.points()[0].key("x") == awgn
+    assert "traces" not in plain.points()[1].model_dump(mode="json"), "one that ships"
+    shutil.move(traces, tmp_path / "elsewhere")
+    moved = own.model_copy(update={"traces": str(tmp_path / "elsewhere")})
+    assert moved.points()[0].key("x") == first
+    with (tmp_path / "elsewhere" / "street.csv").open("a") as file:
+        file.write("2.0,1.0,0.0\n")
+    assert moved.points()[0].key("x") != first
+
+
+def test_the_folder_of_traces_is_an_option(
+    profile: str, tmp_path: Path, traces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        command.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
+    )
+    text = (
+        f"{{name: mine, profile: {profile}, deliveries: [unaligned], prompts: 1, metrics: [psnr_db], "
+        "links: [{fading: trace, trace: street}]}"
+    )
+    words = ["sweep", str(written(tmp_path, text)), "--results", str(tmp_path / "results")]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2
+    assert "link.trace must be one of" in refused.output
+    done = CliRunner().invoke(app, [*words, "--traces", str(traces)])
+    assert done.exit_code == 0, done.output
+    (row,) = [json.loads(line) for line in (tmp_path / "results/mine/cells.jsonl").read_text().splitlines()]
+    assert row["cell"]["traces"]["path"] == str(traces)
+
+
+@pytest.mark.usefixtures("plugging")
+def test_from_a_folder_to_curves_of_psnr_and_lpips_in_one_sweep(
+    profile: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the page on pictures of one's own says. What LPIPS downloads is stood in for; the grid is small."""
+    shown: list[int] = []
+
+    def distances(_: Lpips, images: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        shown.append(len(images))
+        return (images - references).abs().mean(dim=(1, 2, 3))
+
+    monkeypatch.setattr(Lpips, "_distances", distances)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setenv(plugins.ENVIRONMENT, "")
+    monkeypatch.setattr(
+        command.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
+    )
+    text = f"{{name: own, profile: {profile}, pictures: x, deliveries: [pixels], snr_db: [20]}}"
+    words = ["--plugin", "dekag.metrics.perceptual:Lpips", "sweep", str(written(tmp_path, text))]
+    words += ["--pictures", str(pictures)]
+    words += ["--metric", "psnr_db", "--metric", "lpips", "--results", str(tmp_path / "results")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert shown
+    folder = tmp_path / "results" / "own"
+    assert {path.name for path in folder.glob("*.svg")} == {"psnr_db.svg", "lpips.svg"}
+    refused = CliRunner().invoke(app, [*words, "--metric", "beauty"])
+    assert refused.exit_code == 2
+    assert "beauty" in refused.output
+
+
+@pytest.mark.usefixtures("plugging")
+def test_energy_is_a_column_where_the_machine_can_tell(profile: str, tmp_path: Path) -> None:
+    powercap = tmp_path / "powercap"
+    put_counter(powercap, 0)
+    meter = EnergyMeter(powercap)
+
+    class Counting(Metric):
+        name = "counting"
+
+        def score(self, images: Any, references: Any) -> Any:
+            put_counter(powercap, 8_000_000)
+            return np.ones(len(images))
+
+    plugins.register(Counting)
+    sweep = grid(profile, snr_db=[0], metrics=["counting"])
+    (point,) = sweep.points()
+    bank, store = command.model_bank(profile), ResultStore(tmp_path)
+    assert Evaluator(bank, store, EnergyMeter(tmp_path / "nowhere")).measure(point).joules is None
+    put_counter(powercap, 0)
+    meter.joules()
+    assert Evaluator(bank, store, meter).measure(point).joules == 4.0, "of two images"
+    (row,) = run(sweep, runs=tmp_path).rows
+    without = {name: value for name, value in row.items() if name != "joules"}
+    assert "energy" not in "".join(table([without]))
+    lines = table([without, {**without, "joules": 4.0}])
+    assert "energy, J" in lines[0]
+    assert "4.000" in lines[2]
 
 
 def test_an_interrupted_sweep_keeps_what_it_had(
@@ -315,7 +582,7 @@ def test_a_metric_without_a_value_is_null_and_left_out_of_means() -> None:
 
 def test_ray_measures_the_same(profile: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    sweep = grid(profile, deliveries=["unaligned", "makd"], topics=["neon"])
+    sweep = grid(profile, deliveries=["unaligned", "prompt-only"], topics=["neon"])
     serial, parallel = (
         run(sweep, runs=tmp_path / "a"),
         run(sweep, runs=tmp_path / "b", ray="local", workers=2),
@@ -372,7 +639,9 @@ class Fatal(Metric):
 
 
 def _missing(name: str) -> Any:
-    raise ModuleNotFoundError(name)
+    if name.startswith("ray"):
+        raise ModuleNotFoundError(name)
+    return __import__(name, fromlist=["_"])
 
 
 def test_identity_is_of_all_models(profile: str) -> None:
@@ -446,6 +715,7 @@ def test_overall_refuses_to_conclude_from_half_a_grid(
     with pytest.raises(NotFoundError, match="names no adapters"):
         end_to_end.run_overall(sweep=written(tmp_path, text), results=tmp_path, runs=tmp_path / "runs")
     monkeypatch.setattr(end_to_end, "check_complete", lambda *_: None)
+    monkeypatch.setattr(command, "check_points", lambda *_: None)  # that there are no adapters
     with pytest.raises(DekagError, match="2 of 2 points failed"):
         end_to_end.run_overall(sweep=written(tmp_path, text), results=tmp_path, runs=tmp_path / "runs")
 

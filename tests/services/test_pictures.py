@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dekag import LinkConditions, PixelLink, SemanticLink
+from dekag import LinkConditions, PixelLink, SemanticLink, plugins
 from dekag.api.limits import MAX_PICTURE_BYTES
 from dekag.errors import InvalidInputError
 from dekag.generation.images import Pixels, from_bytes, to_png
@@ -25,6 +25,7 @@ from services.common.frames import collect
 from services.common.request_context import begin_request
 from services.proto.downlink_pb2 import ProvideRequest, Sampling
 from tests.chain import Chain
+from tests.fetched import EXAMPLE, fetch
 from tests.services.answers import is_problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -182,6 +183,34 @@ async def test_pixels_have_the_librarys_bits(
     assert set(report.model_hashes) == {"codec"}
     assert not report.picture.HasField("autoencoder_psnr_db")
     assert report.side_information == converters.SIDE_INFORMATION["none"]
+
+
+async def test_a_codec_of_pixels_of_ones_own_has_the_librarys_bits(
+    start: Any,
+    connect: Any,
+    dummy_profile: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plugging: None,
+) -> None:
+    from services.proto.user_pb2_grpc import UserStub
+    from tests.chain import start_chain
+
+    plugins.load(f"{EXAMPLE}:AdJscc")
+    profile = fetch("AdJscc", dummy_profile, tmp_path, monkeypatch)
+    addresses = await start_chain(start, profile, "")
+    user = UserStub(connect(addresses["user"]))
+    pixels = drawn(600, 43)
+    request = asked(pixels, "pixels", cbr=1 / 12)
+    image = await clients.call(user.Receive, converters.request_to_proto(request), "user")
+    alone = PixelLink.load(profile).picture(Picture(pixels, "PNG"), LINK, seed=7, cbr=1 / 12)
+    assert alone.tiling is not None
+    assert np.array_equal(from_bytes(image.png), alone.pixels)
+    assert image.report.channel_uses == alone.channel_uses
+    assert image.report.picture.tile_height == alone.tiling.tile_height == 44, "a multiple of its step"
+    low = converters.request_to_proto(asked(pixels, "pixels"))
+    with pytest.raises(InvalidInputError, match=r"link\.cbr must be at least 0\.0833333"):
+        await clients.call(user.Receive, low, "user")
 
 
 async def test_images_cannot_be_sent_as_pixels(client: httpx2.AsyncClient, chain: Chain) -> None:

@@ -33,6 +33,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dekag.errors import InvalidInputError
 from dekag.evaluation.curves import Curve
 from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, save_images, write_rows
@@ -43,7 +44,6 @@ from dekag.evaluation.statistics import mean_ci95
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import OUTAGES, Choice, Forecast, Ladder, choose, conditions_of
 from dekag.generation.images import FILE_FORMATS, FileFormat, Pixels
-from dekag.generation.loading import folder_hash
 from dekag.generation.models import LatentEncoder
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
 from dekag.link.conditions import LinkConditions
@@ -54,6 +54,7 @@ from dekag.link.outage import codeword_threshold
 from dekag.metrics.image import psnr_db
 from dekag.pictures import Picture, PictureFolder, Tiling
 from dekag.pipeline import Rate, SemanticLink, render_tiles
+from dekag.pixel_modules import pixel_codec_hash
 
 Array = npt.NDArray[np.float64]
 _Task = TypeVar("_Task")
@@ -172,6 +173,22 @@ def send_pixels(
 _SEND = {SEMANTIC: send_semantic, PIXELS: send_pixels}
 
 
+def rates_of(link: str, bank: ModelBank, photographs: Sequence[Photograph]) -> list[float]:
+    """The rates of RATES at which a link can send all photographs; a codec of a plug-in may need more."""
+    if link != PIXELS:
+        return list(RATES)
+
+    def sends(photo: Photograph, cbr: float) -> bool:
+        height, width = photo.pixels.shape[:2]
+        try:
+            bank.pixel_link.rate(width, height, cbr)
+        except InvalidInputError:
+            return False
+        return True
+
+    return [cbr for cbr in RATES if all(sends(each, cbr) for each in photographs)]
+
+
 def measure_link(task: tuple[str, Photograph, float, int], *, profile: str, runs: Path = RUNS) -> Array:
     """PSNR, dB, of one link: (channels, SNRs), over CHANNELS and at SNRS_OF this link.
 
@@ -189,7 +206,7 @@ def measure_link(task: tuple[str, Photograph, float, int], *, profile: str, runs
         return found.reshape(len(CHANNELS), len(snrs_db))
 
     models = (
-        (folder_hash(bank.profile.pixel_codec or ""),)
+        (pixel_codec_hash(bank.profile.pixel_codec or ""),)
         if link == PIXELS
         else (
             bank.edge.decoder.model_hash,
@@ -211,10 +228,11 @@ def capacity_values(
     average.
     """
 
-    def at(bits_per_use: float) -> Array:
+    def at(bits_per_use: Callable[[int], float]) -> Array:
         values = []
         for index, lost in enumerate(photos.fallback_values):
-            size = bytes_within(photos.channel_uses(index, cbr), bits_per_use)
+            uses = photos.channel_uses(index, cbr)
+            size = bytes_within(uses, bits_per_use(uses))
             reached = [lost]
             for name in names:
                 ladder = photos.ladders[name][index]
@@ -224,9 +242,13 @@ def capacity_values(
         return np.stack(values)[:, 0]
 
     if conditions.fading == "awgn":
-        return at(ergodic_capacity(conditions))
+        return at(lambda uses: ergodic_capacity(conditions, channel_uses=uses))
     lost = photos.fallback_values[:, 0]
-    mixed = [(1 - share) * at(outage_capacity(conditions, share)) + share * lost for share in OUTAGES]
+
+    def without(share: float, uses: int) -> float:
+        return outage_capacity(conditions, share, channel_uses=uses)
+
+    mixed = [(1 - share) * at(partial(without, share)) + share * lost for share in OUTAGES]
     return max(mixed, key=lambda values: float(values.mean()))
 
 
@@ -324,7 +346,7 @@ def measure(photos: PhotoSet, links: Mapping[str, Mapping[float, Array]], checks
                 if name == "hevc" and channel == "awgn":
                     gaps.append(_gap_row(photos, cell, cbr, row["psnr_db"]))
             for link, found in links.items():
-                if snr_db in SNRS_OF[link]:
+                if cbr in found and snr_db in SNRS_OF[link]:
                     values = found[cbr][:, CHANNELS.index(channel), SNRS_OF[link].index(snr_db)]
                     rows.append(_row(cell, link, values))
     return PhotoResults(rows, gaps, check(photos, chosen, checks))
@@ -437,7 +459,8 @@ def run_photos(
     links: dict[str, dict[float, Array]] = {}
     for link in measured_links:
         # the cheapest first, so that the progress bar does not promise too little
-        sendings = [(link, each, cbr, seed) for cbr in RATES[::-1] for seed, each in enumerate(photographs)]
+        rates = rates_of(link, bank, photographs)[::-1]
+        sendings = [(link, each, cbr, seed) for cbr in rates for seed, each in enumerate(photographs)]
         received = zip(sendings, _run(work, sendings, workers, link), strict=True)
         by_rate: dict[float, list[Array]] = {}
         for (_, _, cbr, _), values in received:
@@ -566,7 +589,12 @@ def strip(photos: PhotoSet, bank: ModelBank, links: Sequence[str]) -> list[list[
                     data = encode(photo.pixels, name, quality, scale=scale, headerless=True)
                     image = decode(data, width, height, headerless=True)
                 row.append(image)
-            row += [_SEND[link](bank, photo.pixels, [conditions], cbr, index)[0] for link in links]
+            row += [
+                _SEND[link](bank, photo.pixels, [conditions], cbr, index)[0]
+                if cbr in rates_of(link, bank, [photo])
+                else np.full_like(photo.pixels, _GREY)
+                for link in links
+            ]
             rows.append([_squared(each) for each in row])
     return rows
 

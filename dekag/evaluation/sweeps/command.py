@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dekag.console import plain_console
 from dekag.documents import read_json
+from dekag.energy import NO_COUNTERS
 from dekag.errors import DekagError
 from dekag.evaluation.models import model_bank
 from dekag.evaluation.pages import Row, write_rows
@@ -28,6 +29,7 @@ from dekag.evaluation.plots import write_plot
 from dekag.evaluation.registry import RESULTS, current_commit, record
 from dekag.evaluation.runner import WorkerDied, machine, run_on_ray, run_serially
 from dekag.evaluation.store import ResultStore, write_whole
+from dekag.evaluation.sweeps.checks import check_points
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, identity
 from dekag.evaluation.sweeps.grid import DELIVERIES, EvaluationPoint, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import metric_plot, table
@@ -67,8 +69,10 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
         workers: of Ray; None: as many as the cluster has CPUs.
 
     Raises:
-        InvalidInputError: Ray is asked for and is not installed, or cannot be reached.
-        NotFoundError: there is no such profile.
+        InvalidInputError: Ray is asked for and is not installed, or cannot be reached; or points that are to
+            be measured cannot be.
+        NotFoundError: there is no such profile, or it lacks a scorer that is needed.
+        FileError: a picture is damaged or too large.
     """
     hashes, commit = identity(sweep.profile), current_commit()
     known = as_one(hashes)
@@ -76,6 +80,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
     points = sweep.points()
     paths = {point: store.path("cells", point.key(known)) for point in points}
     todo = [point for point in points if not paths[point].exists()]
+    check_points(todo)
     failed: list[tuple[EvaluationPoint, str]] = []
     measured = 0
     results: Iterator[tuple[EvaluationPoint, tuple[Measurement | str, Machine] | WorkerDied]]
@@ -100,7 +105,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
                 "hashes": hashes,
                 "commit": commit,
                 "machine": where,
-                **asdict(found),
+                **{name: value for name, value in asdict(found).items() if value is not None},
             }
             write_whole(paths[point], json.dumps(row).encode())
     rows = [read_json(paths[point]) for point in points if paths[point].exists()]
@@ -152,6 +157,8 @@ def run_sweep(
     ray: str | None,
     workers: int | None,
     pictures: Path | None = None,
+    traces: Path | None = None,
+    metrics: Sequence[str] | None = None,
     results: Path = RESULTS,
     as_json: bool = False,
 ) -> None:
@@ -161,6 +168,8 @@ def run_sweep(
         path: the grid, a YAML file.
         ray, workers: as `run` takes them.
         pictures: pictures to send, instead of what the grid sends.
+        traces: folder of the links' traces, instead of what the grid says.
+        metrics: instead of the grid's.
         results: a folder with the sweep's name is made in it.
         as_json: the summary is JSON, and all that goes to the standard output.
 
@@ -168,7 +177,7 @@ def run_sweep(
         InvalidInputError: the grid is not valid.
         DekagError: points failed; what was measured is written nevertheless.
     """
-    sweep = read_sweep(path, pictures=pictures)
+    sweep = read_sweep(path, pictures=pictures, traces=traces, metrics=metrics)
     folder = results / sweep.name
     check_folder(folder)  # now, and not when all has been measured
     outcome = run(sweep, ray=ray, workers=workers)
@@ -180,6 +189,8 @@ def run_sweep(
         for metric in sweep.metrics:
             write_plot(metric_plot(outcome.rows, metric), folder / f"{metric}.svg")
         console.print(f"{outcome.measured} points measured, {read} read -> {folder}", soft_wrap=True)
+        if outcome.measured and not any("joules" in row for row in outcome.rows):
+            console.print(NO_COUNTERS, soft_wrap=True)
     if as_json:
         failed = [{"cell": described(point), "error": why} for point, why in outcome.failed]
         summary = {"measured": outcome.measured, "read": read, "failed": failed, "folder": str(folder)}

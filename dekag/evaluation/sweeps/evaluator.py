@@ -11,6 +11,8 @@ arriving; `psnr_db` is against the cloud's image.
 
 A picture of a user's own: every metric is against the picture. A digital sender goes by PSNR, and the
 receiver shows grey where nothing arrives. The codec of pixels sends the picture as `dekag link` does.
+
+Over a trace, a digital sender still expects Rayleigh fading; whether its file arrives, the trace decides.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ from tqdm import tqdm
 
 from dekag import plugins
 from dekag.cala.methods import AdaptedCodec
+from dekag.energy import EnergyMeter
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.prompts import Prompt, edge_prompts
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies.digital import (
     CONSISTENCY,
+    Choice,
     Forecast,
     ImageSet,
     choose,
@@ -57,11 +61,13 @@ from dekag.generation.models import LatentEncoder
 from dekag.generation.profile import Role
 from dekag.link.conditions import LinkConditions
 from dekag.link.image_coding import decode, encode
+from dekag.link.mcs import CodewordLayout
+from dekag.link.outage import effective_snr_db, success, useful_powers
 from dekag.makd.topics import read_topics
 from dekag.metrics.features import encoder_hashes
 from dekag.metrics.image import psnr_db
 from dekag.pictures import Picture, Tiling
-from dekag.pipeline import LinkResult, Receiver, SemanticLink, render_tiles, tile_receptions
+from dekag.pipeline import LinkResult, Receiver, SemanticLink, apply_channel, render_tiles, tile_receptions
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 
@@ -129,6 +135,8 @@ class Measurement:
         backhaul_bytes: that an image took from cloud to edge, on average; updates are not counted.
         update_bytes: size of the update that the edge drew with; 0 without.
         seconds: that the measurement took.
+        joules: of the processor for an image, on average, with all that the measurement took; None where the
+            machine has no counters that can be read.
     """
 
     metrics: dict[str, list[float | None]]
@@ -136,6 +144,7 @@ class Measurement:
     backhaul_bytes: float
     update_bytes: int
     seconds: float
+    joules: float | None = None
 
 
 @dataclass
@@ -145,10 +154,12 @@ class Evaluator:
     Attributes:
         bank: the models.
         store: where images and ladders are kept between runs.
+        meter: of the processor's energy.
     """
 
     bank: ModelBank
     store: ResultStore
+    meter: EnergyMeter = field(default_factory=EnergyMeter)
     _latents: dict[tuple[str, int, bool], torch.Tensor] = field(default_factory=dict)
     _ladders: dict[tuple[str, int], ImageSet] = field(default_factory=dict)
     _without_a_link: dict[tuple[str, int, bool, tuple[str, ...]], dict[str, Array]] = field(
@@ -193,6 +204,7 @@ class Evaluator:
             NotFoundError: the profile has no update of the topic.
         """
         start = time.perf_counter()
+        self.meter.joules()  # what was used before
         if point.pictures is not None:
             metrics, uses = self._pictures(point, point.pictures)
             sent, update_bytes = 0.0, 0
@@ -208,7 +220,9 @@ class Evaluator:
             name: [round(float(v), 4) if math.isfinite(v) else None for v in values]
             for name, values in metrics.items()
         }
-        return Measurement(chosen, uses, sent, update_bytes, round(time.perf_counter() - start, 3))
+        seconds, joules = round(time.perf_counter() - start, 3), self.meter.joules()
+        each = None if joules is None else round(joules / point.prompts, 6)
+        return Measurement(chosen, uses, sent, update_bytes, seconds, each)
 
     def _semantic(self, point: EvaluationPoint) -> tuple[dict[str, Array], float]:
         if point.delivery.codec == "prompt":
@@ -229,6 +243,7 @@ class Evaluator:
             source_values=values,
             channel_uses=max(1, round(point.cbr * values)),
             text=self.bank.texts(codec, said),
+            traces=point.trace_folder,
         )  # fmt: skip
         received = result.latents
         if point.delivery.restoration:
@@ -286,18 +301,20 @@ class Evaluator:
             choose(images, i, names, channel_uses, forecast, weights=CONSISTENCY) for i in range(len(prompts))
         ]
         height, width = images.pixels.shape[1:3]
-        shown, sizes = [], []
+        shown, sizes, chances = [], [], []
         for i, choice in enumerate(choices):
             if choice.ladder is None:
                 shown.append(images.fallback)
                 sizes.append(0)
+                chances.append(0.0)
                 continue
             quality, scale = images.ladders[choice.ladder][i].settings[choice.rung]
             name, bare = choice.ladder
             file = encode(images.pixels[i], name, quality, scale=scale, headerless=bare)  # type: ignore[arg-type]
             shown.append(decode(file, width, height, headerless=bare))
             sizes.append(len(file))
-        arrives = np.array([choice.arrives for choice in choices])
+            chances.append(self._arrives(point, choice, len(file), channel_seed(point, prompts[i][2])))
+        arrives = np.array(chances)
         fallback = np.repeat(images.fallback[None], len(prompts), 0)
         arrived, lost = (
             self.score(point.metrics, each, images.pixels, images.pixels, prompts)
@@ -321,7 +338,7 @@ class Evaluator:
             picture = file.read()
             seed = channel_seed(point, number)
             if point.delivery.codec in DIGITAL:
-                shown, channel_uses = self._as_file(point, picture)
+                shown, channel_uses = self._as_file(point, picture, seed)
             elif point.delivery.codec == PIXELS:
                 shown, channel_uses = self._as_pixels(point, picture, seed)
             else:
@@ -363,8 +380,11 @@ class Evaluator:
             point.link, (latents.shape[1], latents.shape[2], latents.shape[3]), tiling, cbr=point.cbr
         )
         result = link.send_tiles(
-            latents, tiling, point.link, seed, rate=rate, text=None if texts is None else texts[0]
-        )
+            latents, tiling, point.link, seed,
+            rate=rate,
+            text=None if texts is None else texts[0],
+            traces=point.trace_folder,
+        )  # fmt: skip
         received = result.latents
         if point.delivery.restoration:
             parts = tile_receptions(result.receptions[0], tiling.count)
@@ -380,10 +400,12 @@ class Evaluator:
         link = self.bank.pixel_link
         if link.sender.codec.base_hash != point.pixel_codec:
             raise MismatchError("the worker has another codec of pixels than where the sweep was started")
-        received = link.picture(picture, point.link, seed=seed, cbr=point.cbr)
+        received = link.picture(picture, point.link, seed=seed, cbr=point.cbr, traces=point.trace_folder)
         return [(1.0, each) for each in (received.pixels,) if each is not None], float(received.channel_uses)
 
-    def _as_file(self, point: EvaluationPoint, picture: Picture) -> tuple[list[tuple[float, Pixels]], float]:
+    def _as_file(
+        self, point: EvaluationPoint, picture: Picture, seed: int
+    ) -> tuple[list[tuple[float, Pixels]], float]:
         """What may be shown of a picture that is sent as a file, each with its chance; and channel uses."""
         pixels = picture.pixels
         grey = np.full_like(pixels, 128)
@@ -400,7 +422,23 @@ class Evaluator:
         quality, scale = images.ladders[choice.ladder][0].settings[choice.rung]
         file = encode(pixels, name, quality, scale=scale, headerless=bare)  # type: ignore[arg-type]
         shown = decode(file, picture.width, picture.height, headerless=bare)
-        return [(choice.arrives, shown), (1 - choice.arrives, grey)], choice.uses
+        arrives = self._arrives(point, choice, len(file), seed)
+        return [(arrives, shown), (1 - arrives, grey)], choice.uses
+
+    def _arrives(self, point: EvaluationPoint, choice: Choice, file_bytes: int, seed: int) -> float:
+        """The chance that a file arrives.
+
+        A sender cannot know a trace and assumes Rayleigh fading. What arrives is decided by the gains that
+        the file meets.
+        """
+        if point.link.fading != "trace" or choice.coding is None:
+            return choice.arrives
+        layout = CodewordLayout.of(file_bytes, choice.coding)
+        sent = torch.ones(1, layout.channel_uses, dtype=torch.complex64)
+        reception = apply_channel(sent, point.link, seed, traces=point.trace_folder)
+        powers_db = 10 * torch.log10(useful_powers(reception)).numpy()
+        snrs_db = effective_snr_db(choice.coding.bits_per_symbol, point.link.snr_db, powers_db)
+        return float(success(choice.coding, layout, snrs_db)[0])
 
     def _images(self, topic: str, count: int) -> ImageSet:
         """The cloud's images, and every file that is worth sending of them."""

@@ -35,10 +35,12 @@ from dekag.api.limits import MAX_CBR
 from dekag.documents import read_yaml
 from dekag.errors import InvalidInputError, NotFoundError
 from dekag.evaluation.store import content_key
-from dekag.generation.loading import folder_hash
-from dekag.link.conditions import LinkConditions
+from dekag.files import list_folder
+from dekag.link import trace
+from dekag.link.conditions import BUILT_IN_TRACES, LinkConditions
 from dekag.makd.topics import read_topics
 from dekag.pictures import PictureFolder, find_pictures
+from dekag.pixel_modules import pixel_codec_hash
 from dekag.profile import load_profile
 from dekag.schema import Document
 from dekag.stickers import TOPICS
@@ -174,9 +176,23 @@ class PictureSource(Document):
         return find_pictures(self.path, count=self.count)
 
 
+class TraceSource(Document):
+    """The folder of a user's own traces, for one of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    content_hash: str
+
+
 def _source(value: Any) -> Any:
     """A path alone as the mapping that it stands for."""
     return {"path": str(value)} if isinstance(value, str | Path) else value
+
+
+def _path(value: Any) -> Any:
+    """A path as text."""
+    return str(value) if isinstance(value, Path) else value
 
 
 class EvaluationPoint(Document):
@@ -195,6 +211,13 @@ class EvaluationPoint(Document):
     pictures: PictureSource | None = Field(default=None, exclude_if=lambda value: value is None)
     pixel_codec: str = Field(default="", exclude_if=lambda value: not value)
     """Hash of the codec of pixels, where the delivery is by it."""
+    traces: TraceSource | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Where the link's trace is, if it is one of a user's own."""
+
+    @property
+    def trace_folder(self) -> Path:
+        """The folder of the link's trace."""
+        return BUILT_IN_TRACES if self.traces is None else Path(self.traces.path)
 
     @property
     def model(self) -> tuple[str, ...]:
@@ -206,8 +229,12 @@ class EvaluationPoint(Document):
         known = self.model_dump(mode="json")
         if self.pictures is not None:
             known["pictures"] = self.pictures.content_hash  # wherever they are
+        if self.traces is not None:
+            known["traces"] = self.traces.content_hash
         if self.delivery.codec in DIGITAL:
             known["digital"] = DIGITAL_VERSION
+            if self.link.fading == "trace":
+                known["played"] = 1  # files arrive as the trace lets them, not as their sender expects
         elif (self.link.fading, self.link.csi) == ("rayleigh-magnitude", "none"):
             known["told"] = 2  # codecs are told of a direct path, since gains are positive
         return content_key(identity, known, sort_keys=True)
@@ -231,6 +258,10 @@ class Sweep(Document):
     )
     deliveries: list[Annotated[Delivery, BeforeValidator(_delivery)]] = Field(
         min_length=1, description="Names of DELIVERIES, or mappings with the fields of Delivery."
+    )
+    traces: Annotated[str | None, BeforeValidator(_path)] = Field(
+        default=None,
+        description="Folder of the traces and SigMF recordings that links name. null: the traces that ship.",
     )
     topics: list[str] = Field(
         default=[WORLD],
@@ -324,7 +355,7 @@ class Sweep(Document):
         """All points, those that share a model together.
 
         Raises:
-            InvalidInputError: an SNR is out of range.
+            InvalidInputError: an SNR is out of range, or there is no such trace, or it cannot be read.
             FileError: there are no pictures where the sweep says.
             NotFoundError: a delivery is by a codec of pixels that the profile does not have.
         """
@@ -354,9 +385,27 @@ class Sweep(Document):
                     metrics=tuple(self.metrics),
                     pictures=pictures,
                     pixel_codec=pixel_codec if delivery.codec == PIXELS else "",
+                    traces=self._traces(conditions),
                 )
             )
         return found
+
+    def _traces(self, conditions: LinkConditions) -> TraceSource | None:
+        """Where the trace of a link is; None for one that ships.
+
+        Raises:
+            InvalidInputError: there is no such trace, or it cannot be read.
+        """
+        if conditions.trace is None:
+            return None
+        folder = BUILT_IN_TRACES if self.traces is None else Path(self.traces)
+        list_folder(folder)
+        trace.load(conditions.trace, folder)
+        if self.traces is None:
+            return None
+        return TraceSource(
+            path=str(folder.absolute()), content_hash=trace.content_hash(conditions.trace, folder)
+        )
 
     def _pixel_codec(self) -> str:
         """Hash of the profile's codec of pixels; NotFoundError if it has none."""
@@ -365,16 +414,25 @@ class Sweep(Document):
             raise NotFoundError(
                 f"the profile {self.profile} names no pixel_codec, as the delivery {PIXELS} needs"
             )
-        return folder_hash(folder)
+        return pixel_codec_hash(folder)
 
 
-def read_sweep(path: Path, *, profile: str | None = None, pictures: Path | None = None) -> Sweep:
+def read_sweep(
+    path: Path,
+    *,
+    profile: str | None = None,
+    pictures: Path | None = None,
+    traces: Path | None = None,
+    metrics: Sequence[str] | None = None,
+) -> Sweep:
     """The sweep that a YAML file defines.
 
     Args:
         path: the file.
         profile: the models, instead of those that the file names.
         pictures: all pictures at this path, instead of what the file sends.
+        traces: the folder of the links' traces, instead of what the file says.
+        metrics: instead of those of the file.
 
     Raises:
         InvalidInputError: names the field and what it allows.
@@ -383,7 +441,7 @@ def read_sweep(path: Path, *, profile: str | None = None, pictures: Path | None 
     if not isinstance(raw, dict):
         raise InvalidInputError(str(path), "a mapping with the fields of a sweep", type(raw).__name__)
     try:
-        given = {"profile": profile, "pictures": pictures}
+        given = {"profile": profile, "pictures": pictures, "traces": traces, "metrics": metrics}
         return Sweep.model_validate(
             {**raw, **{name: value for name, value in given.items() if value is not None}}
         )

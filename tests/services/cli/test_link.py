@@ -16,6 +16,8 @@ from dekag import LinkConditions, PixelLink, SemanticLink, plugins
 from dekag.metrics import Metric
 from services.cli.main import app
 from tests.chain import without_pixel_codec
+from tests.fetched import EXAMPLE, fetch
+from tests.test_energy import put_counter
 
 
 @pytest.fixture
@@ -236,6 +238,57 @@ def test_traces_and_recordings_of_ones_own_are_played(
     )
     assert refused.exit_code == 2
     assert "link.trace must be one of carrier, street" in refused.output
+
+
+def test_a_codec_of_pixels_of_ones_own_is_sent(
+    folder: Path, tmp_path: Path, dummy_profile: Path, plugging: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(plugins.ENVIRONMENT, "")  # which --plugin sets
+    profile = fetch("AdJscc", dummy_profile, tmp_path, monkeypatch)
+    words = ["link", folder, "--profile", profile, "--delivery", "pixels", "--output", tmp_path / "out"]
+    missing = CliRunner().invoke(app, [*map(str, words), "--cbr", "1/12"])
+    assert missing.exit_code == 2
+    assert "is a AdJscc, not one of PixelCodec; load its plug-in" in " ".join(missing.output.split())
+    plugged = ["--plugin", f"{EXAMPLE}:AdJscc", *map(str, words), "--force"]
+    done = CliRunner().invoke(app, [*plugged, "--cbr", "1/12"])
+    assert done.exit_code == 0, done.output
+    first, second = rows(tmp_path / "out")
+    assert (first["tiling"], first["channel_uses"]) == ("1 tile of 200x60", 4 * 50 * 15)
+    assert second["tiling"] == "1 tile of 52x60, padded from 50x60 to 52x60"
+    low = CliRunner().invoke(app, [*plugged, "--cbr", "1/96"])
+    assert low.exit_code == 1
+    assert "cbr must be at least 0.0833333" in " ".join(low.output.split())
+
+
+def test_energy_is_a_column_where_the_machine_can_tell(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from services.cli import link as command
+
+    options = command.LinkOptions(["conventional"], LinkConditions(fading="awgn"), 1 / 96)
+    powercap = tmp_path / "powercap"
+    assert command.run_link(folder, options, output=tmp_path / "a", powercap=powercap) == 0
+    told = capsys.readouterr()
+    assert told.err.count("No energy") == 1
+    assert " J" not in told.out
+    assert not any("joules" in row for row in rows(tmp_path / "a"))
+    put_counter(powercap, 0)
+    send, spent = command._sent, 0
+
+    def sent(*arguments: Any) -> Any:
+        nonlocal spent
+        for each in send(*arguments):
+            spent += 2_500_000
+            put_counter(powercap, spent)
+            yield each
+
+    monkeypatch.setattr(command, "_sent", sent)
+    assert command.run_link(folder, options, output=tmp_path / "b", powercap=powercap) == 0
+    told = capsys.readouterr()
+    assert "No energy" not in told.err
+    assert "energy" in told.out
+    assert "2.5 J" in told.out
+    assert [row["joules"] for row in rows(tmp_path / "b")] == [2.5, 2.5]
 
 
 def test_what_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:

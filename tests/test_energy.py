@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.bench.energy import EnergyMeter
+from dekag.energy import EnergyMeter
 
 WRAPS_AT = 262_143_328_850
 
@@ -25,6 +25,11 @@ def put(powercap: Path, name: str, microjoules: int) -> None:
     (folder / "name").write_text(f"{NAMES[name]}\n")
     (folder / "energy_uj").write_text(f"{microjoules}\n")
     (folder / "max_energy_range_uj").write_text(f"{WRAPS_AT}\n")
+
+
+def put_counter(powercap: Path, microjoules: int) -> None:
+    """One processor package whose counter stands at so many microjoules."""
+    put(powercap, "intel-rapl:0", microjoules)
 
 
 def test_packages_are_added_up_and_their_parts_are_not_counted_twice(tmp_path: Path) -> None:

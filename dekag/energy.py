@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
+NO_COUNTERS = "No energy: this machine has no counters of the processor (RAPL), or they need root to be read."
 _MICRO = 1e-6
 
 
@@ -28,7 +29,7 @@ class EnergyMeter:
 
     Example:
         >>> from pathlib import Path
-        >>> from services.bench.energy import EnergyMeter
+        >>> from dekag.energy import EnergyMeter
         >>> EnergyMeter(Path("/nowhere")).joules() is None
         True
     """
@@ -46,6 +47,11 @@ class EnergyMeter:
                 continue
             self._packages.append(_Package(folder / "energy_uj", wraps_at))
         self._last = self._read()
+
+    @property
+    def readable(self) -> bool:
+        """Whether the machine has counters that can be read."""
+        return bool(self._packages)
 
     def joules(self) -> float | None:
         """Energy since the last call, or since the meter was made; None where there is no counter."""

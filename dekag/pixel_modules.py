@@ -1,0 +1,275 @@
+"""Codecs of pixels that are made of a user's own PyTorch modules, such as a DeepJSCC, ADJSCC or SwinJSCC.
+
+A plug-in says how its modules are called; all else is the link's: tiles, rate, power, channel, equaliser and
+metrics. No code and no weights of other projects are part of this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dekag import plugins
+from dekag.api.limits import PIXEL_CODEC_STEP, PIXEL_CODEC_TILE
+from dekag.cala.conditions import rate_and_snr_db
+from dekag.cala.rate import QualityModel
+from dekag.cala.restoration import RestorationTable
+from dekag.checksums import add_file
+from dekag.codec.constellation import quantize_to_qam, unit_power
+from dekag.codec.jscc import BITS_PER_SYMBOL, MODULATIONS, Modulation
+from dekag.errors import DekagError, InvalidInputError, MismatchError, NotFoundError
+from dekag.generation.loading import folder_hash
+from dekag.link.conditions import EqualizerKind
+from dekag.pixel_codec import PixelCodec, PixelShape
+
+
+class PixelModules(nn.Module, ABC):
+    """Base class of plug-ins for codecs of pixels.
+
+    Each tile of a picture is encoded and decoded by itself. The link scales its symbols to mean power 1, so
+    that it does not matter whether the encoder normalises its power. The decoder gets these symbols, noisy
+    and equalised. Whatever else it must know of the picture has to be sent as symbols, too.
+
+    Attributes:
+        name: of the plug-in: lower-case letters, digits, - and _.
+        step: sides of tiles are multiples of it, pixels.
+        tile: the longest side of a tile, a multiple of `step`.
+        interleaved: whether the link sends the symbols in another order, which spreads a fade.
+        equalizer: "zf", which leaves x + n of a symbol x, as most decoders were trained on; "mmse", which
+            also shrinks symbols in the noise; None: what the link says.
+        base_hash: hash of the folder that it was loaded from, and of the plug-in's code.
+    """
+
+    name: ClassVar[str]
+    step: ClassVar[int] = PIXEL_CODEC_STEP
+    tile: ClassVar[int] = PIXEL_CODEC_TILE
+    interleaved: bool = True
+    equalizer: EqualizerKind | None = "zf"
+    base_hash: str = ""
+    content_hash: str = ""
+    quality: QualityModel | None = None
+    restoration: RestorationTable | None = None
+    text_width: int = 0
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Self:
+        """The codec with the weights in that folder. Its modules are set to `eval` afterwards."""
+
+    @abstractmethod
+    def symbol_counts(self, height: int, width: int) -> Sequence[int]:
+        """The numbers of complex symbols that a tile can be sent with, ascending; one if its rate is fixed.
+
+        The link takes the largest one that the requested rate allows.
+        """
+
+    @abstractmethod
+    def to_symbols(self, image: torch.Tensor, count: int, snr_db: float) -> torch.Tensor:
+        """An image (1, 3, h, w) in [0, 1] -> `count` complex symbols (1, count), of any power.
+
+        Args:
+            image: float32; sides are multiples of `step`.
+            count: one of `symbol_counts`.
+            snr_db: mean SNR as last reported to the sender, Es/N0 per complex symbol, dB; clipped to -17.5 to
+                32.5.
+        """
+
+    @abstractmethod
+    def to_image(self, symbols: torch.Tensor, height: int, width: int, snr_db: float) -> torch.Tensor:
+        """Equalised symbols (1, count) complex64 -> an image (1, 3, height, width) in [0, 1].
+
+        Args:
+            symbols: of mean power 1, but for noise and fades that are left.
+            height, width: of the tile, pixels.
+            snr_db: mean SNR of the channel, dB; clipped likewise.
+        """
+
+    def modulation_at(self, snr_db: float) -> Modulation:
+        """The constellation that is used where none is asked for: none at any SNR."""
+        return "unquantised"
+
+    def max_channel_uses(self, shape: PixelShape) -> int:
+        """The most symbols that a tile (3, height, width) can be sent with."""
+        return self._counts(shape)[-1]
+
+    def channel_uses(self, shape: PixelShape, cbr: float) -> int:
+        """The symbols of a tile (3, height, width) at a rate: the most that the rate allows.
+
+        Raises:
+            InvalidInputError: the rate is no number above 0, or the codec needs a higher one; names it.
+        """
+        if not (math.isfinite(cbr) and cbr > 0):
+            raise InvalidInputError("cbr", "a number above 0", cbr)
+        counts, values = self._counts(shape), shape[0] * shape[1] * shape[2]
+        place = bisect_right(counts, round(cbr * values))
+        if not place:
+            lowest = f"at least {counts[0] / values:.6g} for the codec of pixels {self.name}"
+            raise InvalidInputError("cbr", lowest, cbr)
+        return counts[place - 1]
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        latents: torch.Tensor,
+        channel_uses: Sequence[int],
+        condition: torch.Tensor,
+        *,
+        modulation: Modulation | None = None,
+        text: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Tiles (batch, 3, h, w) in [-1, 1] -> symbols (batch, K) complex64, mean power 1 each, zero-padded.
+
+        The arguments are those of `PixelCodec.encode`.
+
+        Raises:
+            InvalidInputError: there is no such modulation.
+            MismatchError: the plug-in fails, or returns another shape.
+        """
+        if modulation is not None and modulation not in MODULATIONS:
+            raise InvalidInputError("modulation", f"one of {', '.join(MODULATIONS)}", modulation)
+        rows, most = [], max(channel_uses)
+        for tile, count, snr_db in zip(latents.split(1), channel_uses, _snrs_db(condition), strict=True):
+            symbols = self._checked("to_symbols", (1, count), tile.add(1).div(2), count, snr_db)
+            symbols = unit_power(symbols.to(torch.complex64))
+            if modulation is not None and modulation != "unquantised":
+                symbols = unit_power(quantize_to_qam(symbols, BITS_PER_SYMBOL[modulation]))
+            rows.append(F.pad(symbols, (0, most - count)))
+        return torch.cat(rows)
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        symbols: torch.Tensor,
+        latent_shape: PixelShape,
+        condition: torch.Tensor,
+        *,
+        text: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Equalised symbols (batch, K) -> tiles (batch, 3, h, w) float32, about in [-1, 1].
+
+        Raises:
+            MismatchError: the plug-in fails, or returns another shape.
+        """
+        _, height, width = latent_shape
+        images = [
+            self._checked("to_image", (1, *latent_shape), row, height, width, snr_db)
+            for row, snr_db in zip(symbols.split(1), _snrs_db(condition), strict=True)
+        ]
+        return torch.cat(images).float().mul(2).sub(1)
+
+    def _counts(self, shape: PixelShape) -> list[int]:
+        """`symbol_counts` of a tile; MismatchError unless they ascend from 1 or more."""
+        counts = [*self._called("symbol_counts", shape[1], shape[2])]
+        if not counts or counts[0] < 1 or any(b <= a for a, b in pairwise(counts)):
+            raise MismatchError(
+                f"symbol_counts of the codec of pixels {self.name} must ascend from 1 or more; "
+                f"got {str(counts)[:80]}"
+            )
+        return counts
+
+    def _checked(self, method: str, shape: tuple[int, ...], *arguments: Any) -> torch.Tensor:
+        """A tensor of that shape that a method of the plug-in returns; MismatchError if it does not."""
+        found = self._called(method, *arguments)
+        if not isinstance(found, torch.Tensor) or tuple(found.shape) != shape:
+            got = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+            raise MismatchError(
+                f"{method} of the codec of pixels {self.name} must return a tensor {shape}; got {got}"
+            )
+        if found.is_complex() != (method == "to_symbols"):
+            kind = "complex" if method == "to_symbols" else "real"
+            raise MismatchError(f"{method} of the codec of pixels {self.name} must return {kind} numbers")
+        return found.cpu()
+
+    def _called(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self, method)(*arguments)
+        except DekagError:
+            raise
+        except Exception as error:  # anything that a plug-in raises
+            raise MismatchError(
+                f"{method} of the codec of pixels {self.name} failed: {type(error).__name__}: {error}"
+            ) from error
+
+
+AnyPixelCodec = PixelCodec | PixelModules
+
+PIXEL_CODECS: dict[str, type[AnyPixelCodec]] = {"pixels": PixelCodec}
+"""By name; plug-ins are added."""
+
+
+def load_pixel_codec(folder: Path | str) -> AnyPixelCodec:
+    """The codec of pixels in a folder, of the class that `_class_name` in its config.json names.
+
+    Raises:
+        NotFoundError: no class of that name is loaded.
+        MismatchError: the plug-in cannot load the folder.
+    """
+    known = _class_of(folder)
+    if not issubclass(known, PixelModules):
+        return known.load(folder)
+    try:
+        codec = known.load(Path(folder))
+    except DekagError:
+        raise
+    except Exception as error:  # anything that a plug-in raises
+        why = f"{type(error).__name__}: {error}"
+        raise MismatchError(
+            f"the codec of pixels {known.name} cannot be loaded from {folder}: {why}"
+        ) from error
+    codec.eval()
+    codec.base_hash = pixel_codec_hash(folder)
+    return codec
+
+
+def pixel_codec_hash(folder: Path | str) -> str:
+    """SHA-256 (hex) of what results of a codec of pixels depend on: its weights, and a plug-in's code.
+
+    A plug-in may read files of any kind: all of its folder count, but for those that begin with a dot.
+    """
+    known = _class_of(folder)
+    if not issubclass(known, PixelModules):
+        return folder_hash(folder)
+    digest = hashlib.sha256(plugins.code_hashes()[f"pixel_codec {known.name}"].encode())
+    for file in _files(Path(folder)):
+        digest.update(os.fsencode(file.relative_to(folder).as_posix()) + b"\0")
+        add_file(digest, file)
+    return digest.hexdigest()
+
+
+def _class_of(folder: Path | str) -> type[AnyPixelCodec]:
+    known = {each.__name__: each for each in map(_codec, plugins.names("pixel_codec"))}
+    named = PixelCodec.load_config(folder).get("_class_name", PixelCodec.__name__)
+    if named not in known:
+        raise NotFoundError(
+            f"the codec of pixels in {folder} is a {named}, not one of {', '.join(known)}; load its plug-in"
+        )
+    return known[named]
+
+
+def _codec(name: str) -> type[AnyPixelCodec]:
+    found: type[AnyPixelCodec] = plugins.get("pixel_codec", name)
+    return found
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in parts):
+            yield path
+
+
+def _snrs_db(condition: torch.Tensor) -> list[float]:
+    """The mean SNR in each condition vector, dB."""
+    _, snrs_db = rate_and_snr_db(condition)
+    return [float(each) for each in snrs_db]

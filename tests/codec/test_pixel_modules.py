@@ -1,0 +1,227 @@
+"""Codecs of pixels that are a user's own modules: what the link asks of them, over the real link."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dekag import LinkConditions, PixelLink, plugins
+from dekag.cala.conditions import condition_vector
+from dekag.errors import InvalidInputError, MismatchError, NotFoundError
+from dekag.inventory import parts, problems
+from dekag.pictures import Picture
+from dekag.pixel_modules import PixelModules, load_pixel_codec, pixel_codec_hash
+from dekag.profile import load_profile
+from tests.fetched import EXAMPLE, fetch
+
+pytestmark = pytest.mark.usefixtures("plugging")
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes a profile with one of the architectures, and loads its plug-in."""
+
+    def made(name: str, profile: Path) -> Path:
+        plugins.load(f"{EXAMPLE}:{name}")
+        return fetch(name, profile, tmp_path, monkeypatch)
+
+    return made
+
+
+def picture(width: int, height: int) -> Picture:
+    y, x = np.mgrid[:height, :width]
+    return Picture(np.stack([x, 2 * y, x + y], axis=-1).astype(np.uint8), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "cbr", "tiling", "uses"),
+    [
+        ("DeepJscc", 1 / 6, "1 tile of 52x44, padded from 50x43 to 52x44", 8 * 8 * 10 // 2),
+        ("AdJscc", 1 / 12, "1 tile of 52x44, padded from 50x43 to 52x44", 8 * 11 * 13 // 2),
+        ("SwinJscc", 1 / 12, "1 tile of 128x128, padded from 50x43 to 128x128", 328 * 4 + 64 * 64 // 2),
+    ],
+)
+def test_each_architecture_is_sent_over_the_link(
+    fetched: Any, dummy_profile: Path, name: str, cbr: float, tiling: str, uses: int
+) -> None:
+    link = PixelLink.load(fetched(name, dummy_profile))
+    sent = picture(50, 43)
+    results = {}
+    for snr_db in (0.0, 32.0):
+        conditions = LinkConditions(snr_db=snr_db, fading="awgn")
+        received = link.picture(sent, conditions, seed=3, cbr=cbr)
+        assert received.pixels is not None
+        assert received.pixels.shape == sent.pixels.shape
+        assert (str(received.tiling), received.channel_uses) == (tiling, uses)
+        again = link.picture(sent, conditions, seed=3, cbr=cbr)
+        assert np.array_equal(received.pixels, again.pixels)
+        results[snr_db] = received.pixels.astype(int)
+    assert not np.array_equal(results[32.0], results[0.0])
+    # without a channel, the modules make the same of it: power, layout, mask and scale are not lost
+    codec = link.codec
+    assert isinstance(codec, PixelModules)
+    assert received.tiling is not None
+    tile = torch.from_numpy(received.tiling.split(sent.pixels)).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        if name == "SwinJscc":
+            values, _ = codec.model.encoder(tile, 32.0, 64, codec.kind)
+            alone = codec.model.decoder(values, 32.0, codec.kind)
+        else:
+            alone = codec.decoded(codec.encoded(tile, 32.0).view(1, 8, *codec.shape(44, 52)[-2:]), 32.0)
+            if name == "AdJscc":  # its encoder does not normalise, and the scale of what it sends is lost
+                values = codec.encoded(tile, 32.0)
+                alone = codec.decoded(values * values.square().mean().rsqrt(), 32.0)
+    wanted = received.tiling.join((alone * 255).round().byte().permute(0, 2, 3, 1).numpy()).astype(int)
+    assert np.abs(results[32.0] - wanted).mean() <= 1.5
+    assert np.abs(results[0.0] - wanted).mean() > 2.5
+
+
+def test_each_tile_has_the_symbols_of_the_architecture(fetched: Any, dummy_profile: Path) -> None:
+    received = PixelLink.load(fetched("AdJscc", dummy_profile)).picture(
+        picture(600, 40), LinkConditions(snr_db=20, fading="rayleigh"), cbr=1 / 12
+    )
+    assert received.tiling is not None
+    assert (received.tiling.count, received.tiling.tile_width) == (2, 300)
+    assert received.channel_uses == 2 * 8 * 10 * 75 // 2
+    assert received.cbr == pytest.approx(1 / 12)
+
+
+def test_a_rate_below_the_codecs_is_refused_by_name(fetched: Any, dummy_profile: Path) -> None:
+    link = PixelLink.load(fetched("AdJscc", dummy_profile))
+    with pytest.raises(InvalidInputError, match=r"cbr must be at least 0\.0833333 for the codec of pixels"):
+        link.picture(picture(64, 64), cbr=1 / 96)
+    with pytest.raises(InvalidInputError, match="cbr must be a number above 0"):
+        link.picture(picture(64, 64), cbr=float("nan"))
+
+
+def test_a_codec_of_several_rates_takes_what_fits(fetched: Any, dummy_profile: Path) -> None:
+    codec = load_pixel_codec(Path(fetched("SwinJscc", dummy_profile)) / "own")
+    assert isinstance(codec, PixelModules)
+    shape = (3, 256, 256)
+    counts = codec.symbol_counts(256, 256)
+    values = 3 * 256 * 256
+    assert [codec.channel_uses(shape, count / values) for count in counts] == list(counts)
+    assert codec.channel_uses(shape, (counts[2] - 1) / values) == counts[1]
+    assert codec.channel_uses(shape, 1.0) == codec.max_channel_uses(shape) == counts[-1]
+
+
+def test_the_snr_reaches_both_ends(fetched: Any, dummy_profile: Path) -> None:
+    """The sender knows the reported SNR, the receiver the true one."""
+    plugins.register(Told)
+    codec = Told()
+    link = PixelLink(codec)
+    link.picture(picture(16, 16), LinkConditions(snr_db=3, reported_snr_db=17, fading="awgn"), cbr=1 / 6)
+    assert codec.heard == {"sender": 17.0, "receiver": 3.0}
+    assert codec.images[0] >= 0
+    assert codec.images[1] <= 1
+
+
+class Told(PixelModules):
+    """Sends every pixel's red as the real part of a symbol, of a power of its own."""
+
+    name = "told"
+    step = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.heard: dict[str, float] = {}
+        self.images = (0.0, 0.0)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        return cls()
+
+    def symbol_counts(self, height: int, width: int) -> Sequence[int]:
+        return [height * width // 4]
+
+    def to_symbols(self, image: torch.Tensor, count: int, snr_db: float) -> torch.Tensor:
+        self.heard["sender"] = snr_db
+        self.images = float(image.min()), float(image.max())
+        small = F.avg_pool2d(self.dropout(image[:, 0]), 2).flatten(1)
+        return 100 * torch.complex(small, torch.zeros_like(small))
+
+    def to_image(self, symbols: torch.Tensor, height: int, width: int, snr_db: float) -> torch.Tensor:
+        self.heard["receiver"] = snr_db
+        small = symbols.real.view(1, 1, height // 2, width // 2)
+        return F.interpolate(small, scale_factor=2).expand(-1, 3, -1, -1)
+
+
+def test_symbols_have_power_one_and_are_not_shrunk(fetched: Any) -> None:
+    codec = Told().eval()
+    condition = condition_vector(1 / 12, LinkConditions(snr_db=0, fading="awgn"), at="sender")[None]
+    tile = torch.rand(1, 3, 64, 64) * 2 - 1
+    symbols = codec.encode(tile, [1024], condition)
+    assert float(symbols.abs().square().mean()) == pytest.approx(1, abs=1e-5)
+    small = codec.encode(tile, [1024], condition, modulation="qam4")
+    assert len(set(small.real.flatten().tolist())) <= 2
+    flat = Picture(np.full((64, 64, 3), 255, np.uint8), "PNG")
+    received = PixelLink(codec).picture(flat, LinkConditions(snr_db=0, fading="awgn"), cbr=1 / 12)
+    assert received.pixels is not None
+    # every symbol is 1: with noise of the same power the mean stays, which MMSE would halve
+    heard = codec.decode(torch.ones(1, 1024) + 0j, (3, 64, 64), condition)
+    assert float(heard.mean()) == pytest.approx(1, abs=1e-5)
+    assert received.pixels.mean() > 150
+
+
+def broken(**changes: Any) -> PixelModules:
+    return type("Broken", (Told,), {"name": "broken", **changes})()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"to_symbols": lambda *_: 1 / 0},
+            "to_symbols of the codec of pixels broken failed: ZeroDiv",
+        ),
+        ({"to_symbols": lambda *_: torch.zeros(1, 3) + 0j}, r"must return a tensor \(1, 64\); got \(1, 3\)"),
+        ({"to_symbols": lambda *_: torch.zeros(1, 64)}, "must return complex numbers"),
+        ({"to_symbols": lambda *_: None}, "got NoneType"),
+        (
+            {"to_image": lambda *_: torch.zeros(1, 3, 8, 8)},
+            r"\(1, 3, 16, 16\); got \(1, 3, 8, 8\)",
+        ),
+        ({"symbol_counts": lambda *_: []}, "symbol_counts .* must ascend from 1 or more"),
+        ({"symbol_counts": lambda *_: [64, 32]}, "must ascend"),
+    ],
+)
+def test_a_plug_in_that_fails_is_named(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(MismatchError, match=told):
+        PixelLink(broken(**changes)).picture(picture(16, 16), cbr=1 / 6)
+
+
+def test_a_folder_names_its_class(fetched: Any, dummy_profile: Path, tmp_path: Path) -> None:
+    own = fetched("AdJscc", dummy_profile) / "own"
+    codec = load_pixel_codec(own)
+    assert not codec.training, "modules of a plug-in are set to eval"
+    before = pixel_codec_hash(own)
+    assert codec.base_hash == before
+    weights = (own / "weights.pt").read_bytes()
+    (own / "weights.pt").write_bytes(weights + b"\0")
+    assert pixel_codec_hash(own) != before, "weights of any format count"
+    (own / "weights.pt").write_bytes(b"damaged")
+    with pytest.raises(MismatchError, match="codec of pixels adjscc cannot be loaded"):
+        load_pixel_codec(own)
+    (own / "config.json").write_text('{"_class_name": "Nobody"}')
+    with pytest.raises(NotFoundError, match="is a Nobody, not one of PixelCodec, AdJscc; load its plug-in"):
+        load_pixel_codec(own)
+    with pytest.raises(InvalidInputError, match="unique"):
+        plugins.register(type("PixelCodec", (Told,), {"name": "another"}))
+
+
+def test_a_profile_with_a_plug_in_is_complete_whatever_its_weights_are(
+    fetched: Any, dummy_profile: Path
+) -> None:
+    profile = load_profile(fetched("AdJscc", dummy_profile))
+    found = parts(profile)
+    assert not [told for told in problems(profile, found) if told.startswith("pixel_codec")]
+    (part,) = (each for each in found if each.role == "pixel_codec")
+    assert part.folder == Path(profile.pixel_codec or "")
