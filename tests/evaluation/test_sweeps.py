@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from dekag import plugins
-from dekag.energy import EnergyMeter
 from dekag.errors import DekagError, FileError, InvalidInputError, MismatchError, NotFoundError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.registry import record
@@ -43,7 +42,6 @@ from services.cli.main import app
 from tests.chain import with_evaluators, with_reading_codec, without_pixel_codec
 from tests.encoders import save_encoders
 from tests.fetched import EXAMPLE, fetch
-from tests.test_energy import put_counter
 
 
 @pytest.fixture(scope="module")
@@ -451,35 +449,6 @@ def test_from_a_folder_to_curves_of_psnr_and_lpips_in_one_sweep(
     assert "beauty" in refused.output
 
 
-@pytest.mark.usefixtures("plugging")
-def test_energy_is_a_column_where_the_machine_can_tell(profile: str, tmp_path: Path) -> None:
-    powercap = tmp_path / "powercap"
-    put_counter(powercap, 0)
-    meter = EnergyMeter(powercap)
-
-    class Counting(Metric):
-        name = "counting"
-
-        def score(self, images: Any, references: Any) -> Any:
-            put_counter(powercap, 8_000_000)
-            return np.ones(len(images))
-
-    plugins.register(Counting)
-    sweep = grid(profile, snr_db=[0], metrics=["counting"])
-    (point,) = sweep.points()
-    bank, store = command.model_bank(profile), ResultStore(tmp_path)
-    assert Evaluator(bank, store, EnergyMeter(tmp_path / "nowhere")).measure(point).joules is None
-    put_counter(powercap, 0)
-    meter.joules()
-    assert Evaluator(bank, store, meter).measure(point).joules == 4.0, "of two images"
-    (row,) = run(sweep, runs=tmp_path).rows
-    without = {name: value for name, value in row.items() if name != "joules"}
-    assert "energy" not in "".join(table([without]))
-    lines = table([without, {**without, "joules": 4.0}])
-    assert "energy, J" in lines[0]
-    assert "4.000" in lines[2]
-
-
 def test_an_interrupted_sweep_keeps_what_it_had(
     profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -578,6 +547,12 @@ def test_channels_that_differ_are_not_one_line() -> None:
 def test_a_metric_without_a_value_is_null_and_left_out_of_means() -> None:
     rows = [_row("cala", "neon", 0.0, [0.5, None])]
     assert table(rows)[2].startswith("| cala | awgn | 0 | 1/96 | 0.500 |")
+
+
+def test_energy_that_an_earlier_run_stored_is_no_column() -> None:
+    """It held the loading of models, and whatever other workers did."""
+    rows = [{**_row("cala", "neon", 0.0, [0.5, 0.6]), "joules": 4.0}]
+    assert table(rows) == table([_row("cala", "neon", 0.0, [0.5, 0.6])])
 
 
 def test_ray_measures_the_same(profile: str, tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from dekag.console import plain_console
 from dekag.documents import read_json
-from dekag.energy import NO_COUNTERS
 from dekag.errors import DekagError
 from dekag.evaluation.models import model_bank
 from dekag.evaluation.pages import Row, write_rows
@@ -105,7 +104,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
                 "hashes": hashes,
                 "commit": commit,
                 "machine": where,
-                **{name: value for name, value in asdict(found).items() if value is not None},
+                **asdict(found),
             }
             write_whole(paths[point], json.dumps(row).encode())
     rows = [read_json(paths[point]) for point in points if paths[point].exists()]
@@ -189,8 +188,6 @@ def run_sweep(
         for metric in sweep.metrics:
             write_plot(metric_plot(outcome.rows, metric), folder / f"{metric}.svg")
         console.print(f"{outcome.measured} points measured, {read} read -> {folder}", soft_wrap=True)
-        if outcome.measured and not any("joules" in row for row in outcome.rows):
-            console.print(NO_COUNTERS, soft_wrap=True)
     if as_json:
         failed = [{"cell": described(point), "error": why} for point, why in outcome.failed]
         summary = {"measured": outcome.measured, "read": read, "failed": failed, "folder": str(folder)}

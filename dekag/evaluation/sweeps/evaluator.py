@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from dekag import plugins
 from dekag.cala.methods import AdaptedCodec
-from dekag.energy import EnergyMeter
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.prompts import Prompt, edge_prompts
@@ -135,8 +134,6 @@ class Measurement:
         backhaul_bytes: that an image took from cloud to edge, on average; updates are not counted.
         update_bytes: size of the update that the edge drew with; 0 without.
         seconds: that the measurement took.
-        joules: of the processor for an image, on average, with all that the measurement took; None where the
-            machine has no counters that can be read.
     """
 
     metrics: dict[str, list[float | None]]
@@ -144,7 +141,6 @@ class Measurement:
     backhaul_bytes: float
     update_bytes: int
     seconds: float
-    joules: float | None = None
 
 
 @dataclass
@@ -154,12 +150,10 @@ class Evaluator:
     Attributes:
         bank: the models.
         store: where images and ladders are kept between runs.
-        meter: of the processor's energy.
     """
 
     bank: ModelBank
     store: ResultStore
-    meter: EnergyMeter = field(default_factory=EnergyMeter)
     _latents: dict[tuple[str, int, bool], torch.Tensor] = field(default_factory=dict)
     _ladders: dict[tuple[str, int], ImageSet] = field(default_factory=dict)
     _without_a_link: dict[tuple[str, int, bool, tuple[str, ...]], dict[str, Array]] = field(
@@ -204,7 +198,6 @@ class Evaluator:
             NotFoundError: the profile has no update of the topic.
         """
         start = time.perf_counter()
-        self.meter.joules()  # what was used before
         if point.pictures is not None:
             metrics, uses = self._pictures(point, point.pictures)
             sent, update_bytes = 0.0, 0
@@ -220,9 +213,7 @@ class Evaluator:
             name: [round(float(v), 4) if math.isfinite(v) else None for v in values]
             for name, values in metrics.items()
         }
-        seconds, joules = round(time.perf_counter() - start, 3), self.meter.joules()
-        each = None if joules is None else round(joules / point.prompts, 6)
-        return Measurement(chosen, uses, sent, update_bytes, seconds, each)
+        return Measurement(chosen, uses, sent, update_bytes, round(time.perf_counter() - start, 3))
 
     def _semantic(self, point: EvaluationPoint) -> tuple[dict[str, Array], float]:
         if point.delivery.codec == "prompt":
