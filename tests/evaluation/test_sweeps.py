@@ -122,6 +122,10 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         ("{name: a, deliveries: [cala], snr_db: [10, 10.0]}", "must be there once"),
         ("{name: a, deliveries: [{name: b, codec: adaptors}]}", "base.*adapters"),
         ("{name: a, deliveries: [{name: b, codec: digital, knowledge: true}]}", "digital delivery"),
+        (
+            "{name: a, deliveries: [cala], traces: mine}",
+            "traces must be left out unless a link plays a trace",
+        ),
         ("{name: a, deliveries: [cala], typo: 1}", "typo"),
     ],
 )
@@ -416,6 +420,10 @@ def test_the_folder_of_traces_is_an_option(
     assert done.exit_code == 0, done.output
     (row,) = [json.loads(line) for line in (tmp_path / "results/mine/cells.jsonl").read_text().splitlines()]
     assert row["cell"]["traces"]["path"] == str(traces)
+    text = f"{{name: mine, profile: {profile}, deliveries: [unaligned]}}"
+    unplayed = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), "--traces", str(traces)])
+    assert unplayed.exit_code == 2
+    assert "traces must be left out" in " ".join(unplayed.output.split())
 
 
 @pytest.mark.usefixtures("plugging")

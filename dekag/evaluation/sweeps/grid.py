@@ -308,6 +308,12 @@ class Sweep(Document):
             raise PydanticCustomError("pictures", "probe: is for generated images only")
         return self
 
+    @model_validator(mode="after")
+    def _traces_are_played(self) -> Self:
+        if self.traces is not None and not any(link.get("trace") for link in self.links):
+            raise PydanticCustomError("traces", "traces must be left out unless a link plays a trace")
+        return self
+
     @field_validator("deliveries", "topics", "links", "snr_db", "cbr", "seeds", "metrics")
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
