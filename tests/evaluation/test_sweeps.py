@@ -402,6 +402,17 @@ def test_points_over_a_trace_depend_on_its_contents_and_no_others_do(
     assert moved.points()[0].key("x") != first
 
 
+def test_a_trace_that_changed_is_not_stored_as_the_one_before(
+    profile: str, tmp_path: Path, traces: Path
+) -> None:
+    sweep = grid(profile, links=[played("street", 0.0)], traces=str(traces), snr_db=[0], metrics=["psnr_db"])
+    (point,) = sweep.points()
+    with (traces / "street.csv").open("a") as file:
+        file.write("2.0,1.0,0.0\n")
+    with pytest.raises(MismatchError, match=f"traces: street in {traces} is not"):
+        Evaluator(command.model_bank(profile), ResultStore(tmp_path)).measure(point)
+
+
 def test_the_folder_of_traces_is_an_option(
     profile: str, tmp_path: Path, traces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -900,6 +911,33 @@ def test_keys_of_pictures_follow_their_contents_and_others_stay(
     fewer = {"path": str(copy), "count": 2}
     assert not {point.key("x") for point in picture_grid(profile, copy, pictures=fewer).points()} & {*first}
     assert "pictures" not in grid(profile).points()[0].model_dump(mode="json")
+
+
+def test_pictures_that_change_are_not_stored_as_those_before(
+    profile: str, pictures: Path, tmp_path: Path, plugging: None
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(pictures, own)
+
+    class Meddling(Metric):
+        """Replaces a picture while the first of them is scored."""
+
+        name = "meddling"
+
+        def score(self, images: Any, references: Any) -> Any:
+            shutil.copy(own / "a.png", own / "b.png")
+            return np.ones(len(images))
+
+    plugins.register(Meddling)
+    fields = {"deliveries": ["digital-jpeg"], "snr_db": [20], "metrics": ["meddling"]}
+    sweep = picture_grid(profile, own, **fields)
+    (point,) = sweep.points()
+    outcome = run(sweep, runs=tmp_path / "runs")
+    assert (outcome.rows, outcome.measured) == ([], 0)
+    assert "pictures: those at" in outcome.failed[0][1]
+    with pytest.raises(MismatchError, match="pictures: those at"):
+        Evaluator(command.model_bank(profile), ResultStore(tmp_path)).measure(point)
+    assert run(sweep, runs=tmp_path / "runs").measured == 1, "as the pictures are now"
 
 
 @pytest.mark.parametrize(

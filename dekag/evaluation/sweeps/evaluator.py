@@ -58,6 +58,7 @@ from dekag.generation.loading import folder_hash, pipeline_hash
 from dekag.generation.machine import machine_placement
 from dekag.generation.models import LatentEncoder
 from dekag.generation.profile import Role
+from dekag.link import trace
 from dekag.link.conditions import LinkConditions
 from dekag.link.image_coding import decode, encode
 from dekag.link.mcs import CodewordLayout
@@ -117,6 +118,18 @@ def channel_seed(point: EvaluationPoint, prompt_seed: int) -> int:
     """Seed of the fades and noise that an image meets: the same for all deliveries, another for all else."""
     known = [point.topic, point.link.model_dump(mode="json"), point.cbr, point.seed, prompt_seed]
     return int.from_bytes(hashlib.sha256(json.dumps(known).encode()).digest()[:6], "big")
+
+
+def _check_sources(point: EvaluationPoint) -> None:
+    """Raises MismatchError unless pictures and trace are those under whose hashes the point is stored."""
+    source, traces = point.pictures, point.traces
+    if source is not None and source.found().content_hash() != source.content_hash:
+        raise MismatchError(f"pictures: those at {source.path} are not the ones that the sweep started with")
+    if traces is None or point.link.trace is None:
+        return
+    if trace.content_hash(point.link.trace, point.trace_folder) != traces.content_hash:
+        told = f"{point.link.trace} in {traces.path} is not the one that the sweep started with"
+        raise MismatchError(f"traces: {told}")
 
 
 def as_one(hashes: Mapping[str, str]) -> str:
@@ -196,7 +209,9 @@ class Evaluator:
         Raises:
             InvalidInputError: the point asks for a codec that there is not.
             NotFoundError: the profile has no update of the topic.
+            MismatchError: the pictures or the trace are not those of the point, here or any more.
         """
+        _check_sources(point)
         start = time.perf_counter()
         if point.pictures is not None:
             metrics, uses = self._pictures(point, point.pictures)
@@ -213,7 +228,9 @@ class Evaluator:
             name: [round(float(v), 4) if math.isfinite(v) else None for v in values]
             for name, values in metrics.items()
         }
-        return Measurement(chosen, uses, sent, update_bytes, round(time.perf_counter() - start, 3))
+        seconds = round(time.perf_counter() - start, 3)
+        _check_sources(point)  # which may have changed meanwhile
+        return Measurement(chosen, uses, sent, update_bytes, seconds)
 
     def _semantic(self, point: EvaluationPoint) -> tuple[dict[str, Array], float]:
         if point.delivery.codec == "prompt":
