@@ -28,7 +28,7 @@ from dekag.evaluation.plots import write_plot
 from dekag.evaluation.registry import RESULTS, current_commit, record
 from dekag.evaluation.runner import WorkerDied, machine, run_on_ray, run_serially
 from dekag.evaluation.store import ResultStore, write_whole
-from dekag.evaluation.sweeps.checks import check_points
+from dekag.evaluation.sweeps.checks import check_metrics, check_points
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, identity
 from dekag.evaluation.sweeps.grid import DELIVERIES, EvaluationPoint, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import metric_plot, table
@@ -79,6 +79,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
     points = sweep.points()
     paths = {point: store.path("cells", point.key(known)) for point in points}
     todo = [point for point in points if not paths[point].exists()]
+    check_metrics(sweep)
     check_points(todo)
     failed: list[tuple[EvaluationPoint, str]] = []
     measured = 0
