@@ -515,6 +515,25 @@ def test_digital_expects_more_of_more_snr(profile: str, tmp_path: Path) -> None:
     assert 0 < high["channel_uses"] <= 1024
 
 
+def test_a_misled_digital_sender_loses_files_by_the_true_snr(
+    profile: str, pictures: Path, tmp_path: Path
+) -> None:
+    def sent(**link: Any) -> list[list[float]]:
+        links = [{"fading": "awgn", **link}]
+        fields = {"deliveries": ["digital-jpeg"], "links": links, "cbr": ["1/48"], "metrics": ["psnr_db"]}
+        generated = grid(profile, prompts=1, **fields)
+        own = picture_grid(profile, pictures, snr_db=[0, 20], **fields)
+        rows = [*run(generated, runs=tmp_path).rows, *run(own, runs=tmp_path).rows]
+        return [row["metrics"]["psnr_db"] for row in rows]
+
+    told, misled, modest = sent(), sent(reported_snr_db=20.0), sent(reported_snr_db=0.0)
+    for low, high in ((0, 1), (2, 3)):  # of generated images, and of pictures
+        assert misled[high] == told[high], "what was reported is true"
+        assert misled[low][0] < told[low][0], "files for 20 dB do not arrive at 0 dB"
+        assert modest[high][0] == pytest.approx(told[low][0], abs=0.5), "files for 0 dB arrive at 20 dB"
+        assert modest[high][0] < told[high][0]
+
+
 class FirstCall(Metric):
     """Has a value for the images that it sees first: those that arrive, before those that are lost."""
 

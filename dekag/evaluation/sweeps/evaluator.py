@@ -12,7 +12,8 @@ arriving; `psnr_db` is against the cloud's image.
 A picture of a user's own: every metric is against the picture. A digital sender goes by PSNR, and the
 receiver shows grey where nothing arrives. The codec of pixels sends the picture as `dekag link` does.
 
-Over a trace, a digital sender still expects Rayleigh fading; whether its file arrives, the trace decides.
+Over a trace, a digital sender still expects Rayleigh fading; whether its file arrives, the trace decides. It
+chooses by the SNR that was reported; how likely its file arrives follows from the true one.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ from dekag.link import trace
 from dekag.link.conditions import LinkConditions
 from dekag.link.image_coding import decode, encode
 from dekag.link.mcs import CodewordLayout
-from dekag.link.outage import effective_snr_db, success, useful_powers
+from dekag.link.outage import effective_snr_db, loss_probability, success, useful_powers
 from dekag.makd.topics import read_topics
 from dekag.metrics.features import encoder_hashes
 from dekag.metrics.image import psnr_db
@@ -436,11 +437,16 @@ class Evaluator:
     def _arrives(self, point: EvaluationPoint, choice: Choice, file_bytes: int, seed: int) -> float:
         """The chance that a file arrives.
 
-        A sender cannot know a trace and assumes Rayleigh fading. What arrives is decided by the gains that
-        the file meets.
+        A sender knows the SNR that was last reported, and not the true one. It cannot know a trace and assumes
+        Rayleigh fading. What arrives is decided by the true SNR, and by the gains that the file meets.
         """
-        if point.link.fading != "trace" or choice.coding is None:
+        if choice.coding is None:
             return choice.arrives
+        if point.link.fading != "trace":
+            if point.link.sender_snr_db == point.link.snr_db:
+                return choice.arrives
+            truth = point.link.model_copy(update={"reported_snr_db": None})
+            return 1 - loss_probability(choice.coding, file_bytes, truth)
         layout = CodewordLayout.of(file_bytes, choice.coding)
         sent = torch.ones(1, layout.channel_uses, dtype=torch.complex64)
         reception = apply_channel(sent, point.link, seed, traces=point.trace_folder)

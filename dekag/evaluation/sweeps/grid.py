@@ -235,6 +235,8 @@ class EvaluationPoint(Document):
             known["digital"] = DIGITAL_VERSION
             if self.link.fading == "trace":
                 known["played"] = 1  # files arrive as the trace lets them, not as their sender expects
+            elif self.link.sender_snr_db != self.link.snr_db:
+                known["arrives"] = 1  # as the true SNR lets files, not as their sender expects
         elif (self.link.fading, self.link.csi) == ("rayleigh-magnitude", "none"):
             known["told"] = 2  # codecs are told of a direct path, since gains are positive
         return content_key(identity, known, sort_keys=True)
