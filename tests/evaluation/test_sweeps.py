@@ -287,12 +287,7 @@ def test_a_profile_without_evaluators_is_told_before_anything_is_measured(
 def test_the_probe_is_refused_where_there_is_none_but_as_one_of_the_usual_metrics(
     profile: str, dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = json.loads((Path(profile) / "profile.json").read_text())["scorer"]
-    without = changed(str(dummy_profile), tmp_path / "without", scorer=None).profile_name
-    described = json.loads((Path(without) / "profile.json").read_text())
-    (Path(without) / "profile.json").write_text(
-        json.dumps({**described, "scorer": {**scorer, "probe": None}})
-    )
+    without = changed(profile, tmp_path / "without", scorer={"probe": None}).profile_name
     monkeypatch.setattr(Evaluator, "measure", lambda *_: Measurement({"probe": [None]}, 1.0, 0.0, 0, 0.0))
     for name in (str(dummy_profile), without):
         with pytest.raises(InvalidInputError, match=r"metrics must be without probe.*names no scorer\.probe"):
