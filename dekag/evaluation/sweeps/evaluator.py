@@ -438,7 +438,7 @@ class Evaluator:
         """The chance that a file arrives.
 
         A sender knows the SNR that was last reported, and not the true one. It cannot know a trace and
-        assumes Rayleigh fading. What arrives is decided by the true SNR, and by the gains that the file meets.
+        assumes Rayleigh fading. What arrives is decided by the true SNR and by the gains that the file meets.
         """
         if choice.coding is None:
             return choice.arrives

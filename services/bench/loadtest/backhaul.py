@@ -340,7 +340,7 @@ def _compared(theirs: float | None, ours: float | None) -> str:
         return "quality not measured"
     word = "better" if theirs > ours else "worse"
     said = [f"{each:.1f} dB" for each in (theirs, ours)]
-    quality = "images of equal PSNR" if said[0] == said[1] else f"{word} images"
+    quality = "equally good images" if said[0] == said[1] else f"{word} images"
     return f"{quality}: PSNR {said[0]}, ours {said[1]}"
 
 

@@ -58,7 +58,7 @@ def test_without_files_of_equal_quality_those_that_were_sent_are_compared() -> N
     [
         (26.0, "(better images: PSNR 26.0 dB, ours 20.0 dB)"),
         (18.0, "(worse images: PSNR 18.0 dB, ours 20.0 dB)"),
-        (20.01, "(images of equal PSNR: PSNR 20.0 dB, ours 20.0 dB)"),
+        (20.01, "(equally good images: PSNR 20.0 dB, ours 20.0 dB)"),
         (None, "(quality not measured)"),
     ],
 )
