@@ -20,6 +20,9 @@ from dekag.makd.batched_lora import BatchedLora
 from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import KnowledgeUpdate
 
+TOGETHER = 1.5
+"""Guidance of images with several updates, at least: that of updates that are taught from images."""
+
 
 class AlignedGenerator:
     """A generator with an LRU cache of at most `capacity` knowledge updates.
@@ -177,12 +180,17 @@ class AlignedGenerator:
     def guidance_scale(
         self, updates: Sequence[KnowledgeUpdate], sampling: Sampling = DEFAULT_SAMPLING
     ) -> float:
-        """The classifier-free guidance scale for images with these updates."""
+        """The classifier-free guidance scale for images with these updates.
+
+        Without one in `sampling`, it is the lowest of the updates' own, but at least `TOGETHER` for several:
+        each takes the image away from what the others have learnt, which guidance makes up for.
+        """
         if sampling.guidance_scale is not None:
             return sampling.guidance_scale
         if not updates:
             return self.generator.guidance_scale
-        return min(update.guidance_scale for update in updates)
+        lowest = min(update.guidance_scale for update in updates)
+        return lowest if len(updates) == 1 else max(lowest, TOGETHER)
 
     def image(
         self,

@@ -11,9 +11,9 @@ import torch
 
 from dekag.errors import DeadlineError, InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.models import Generator
-from dekag.generation.request import GenerationRequest
+from dekag.generation.request import GenerationRequest, Sampling
 from dekag.generation.traced_denoiser import TracedDenoiser
-from dekag.makd.aligned_generator import AlignedGenerator
+from dekag.makd.aligned_generator import TOGETHER, AlignedGenerator
 from dekag.makd.batched_lora import BatchedLora
 from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import PREFIX, KnowledgeUpdate
@@ -117,6 +117,21 @@ def test_rows_of_a_batch_meet_their_own_updates(
     torch.testing.assert_close(aligned.batch(plain), expected, rtol=0, atol=1e-4)
     with pytest.raises(InvalidInputError, match="guidance"):
         aligned.batch([*plain, drawings[0]])
+
+
+def test_several_updates_are_drawn_with_guidance(
+    edge: Generator, neon: Distilled, snail: KnowledgeUpdate
+) -> None:
+    def guided(update: KnowledgeUpdate, scale: float) -> KnowledgeUpdate:
+        return KnowledgeUpdate.new({**update.info, "guidance_scale": scale}, update.metaword, update.lora)
+
+    aligned = AlignedGenerator(edge)
+    one, two, more = guided(neon.update, 1.0), guided(snail, 1.0), guided(snail, 4.0)
+    assert aligned.guidance_scale([]) == edge.guidance_scale
+    assert aligned.guidance_scale([one]) == 1.0
+    assert aligned.guidance_scale([one, two]) == aligned.guidance_scale([one, more]) == TOGETHER
+    assert aligned.guidance_scale([guided(neon.update, 3.0), more]) == 3.0
+    assert aligned.guidance_scale([one, two], Sampling(guidance_scale=1.0)) == 1.0
 
 
 def test_merged_updates_act_as_stacked_ones(edge: Generator, neon: Distilled, snail: KnowledgeUpdate) -> None:
