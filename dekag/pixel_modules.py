@@ -34,6 +34,7 @@ from dekag.link.conditions import EqualizerKind
 from dekag.pixel_codec import PixelCodec, PixelShape
 
 
+from dekag.pictures import Tiling
 class PixelModules(nn.Module, ABC):
     """Base class of plug-ins for codecs of pixels.
 
@@ -71,7 +72,7 @@ class PixelModules(nn.Module, ABC):
     def symbol_counts(self, height: int, width: int) -> Sequence[int]:
         """The numbers of complex symbols that a tile can be sent with, ascending; one if its rate is fixed.
 
-        The link takes the largest one that the requested rate allows.
+        The link takes the largest one that the requested rate allows for the picture without padding.
         """
 
     @abstractmethod
@@ -103,20 +104,22 @@ class PixelModules(nn.Module, ABC):
         """The most symbols that a tile (3, height, width) can be sent with."""
         return self._counts(shape)[-1]
 
-    def channel_uses(self, shape: PixelShape, cbr: float) -> int:
-        """The symbols of a tile (3, height, width) at a rate: the most that the rate allows.
+    def channel_uses(self, tiling: Tiling, cbr: float) -> int:
+        """The symbols of a picture at a rate: the most that the rate allows, without padding, in equal tiles.
 
         Raises:
             InvalidInputError: the rate is no number above 0, or the codec needs a higher one; names it.
         """
         if not (math.isfinite(cbr) and cbr > 0):
             raise InvalidInputError("cbr", "a number above 0", cbr)
-        counts, values = self._counts(shape), shape[0] * shape[1] * shape[2]
-        place = bisect_right(counts, round(cbr * values))
+        counts = self._counts((3, tiling.tile_height, tiling.tile_width))
+        # what is padded brings no symbols: other senders of the picture have none for it either
+        place = bisect_right(counts, round(cbr * tiling.source_values) // tiling.count)
         if not place:
-            lowest = f"at least {counts[0] / values:.6g} for the codec of pixels {self.name}"
-            raise InvalidInputError("cbr", lowest, cbr)
-        return counts[place - 1]
+            lowest = counts[0] * tiling.count / tiling.source_values
+            allowed = f"at least {lowest:.6g} for this size and the codec of pixels {self.name}"
+            raise InvalidInputError("cbr", allowed, cbr)
+        return counts[place - 1] * tiling.count
 
     @torch.inference_mode()
     def encode(

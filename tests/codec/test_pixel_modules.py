@@ -16,7 +16,7 @@ from dekag import LinkConditions, PixelLink, plugins
 from dekag.cala.conditions import condition_vector
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.inventory import parts, problems
-from dekag.pictures import Picture
+from dekag.pictures import Picture, Tiling
 from dekag.pixel_modules import PixelModules, load_pixel_codec, pixel_codec_hash
 from dekag.profile import load_profile
 from tests.fetched import EXAMPLE, fetch
@@ -44,8 +44,8 @@ def picture(width: int, height: int) -> Picture:
     ("name", "cbr", "tiling", "uses"),
     [
         ("DeepJscc", 1 / 6, "1 tile of 52x44, padded from 50x43 to 52x44", 8 * 8 * 10 // 2),
-        ("AdJscc", 1 / 12, "1 tile of 52x44, padded from 50x43 to 52x44", 8 * 11 * 13 // 2),
-        ("SwinJscc", 1 / 12, "1 tile of 128x128, padded from 50x43 to 128x128", 328 * 4 + 64 * 64 // 2),
+        ("AdJscc", 1 / 11, "1 tile of 52x44, padded from 50x43 to 52x44", 8 * 11 * 13 // 2),
+        ("SwinJscc", 0.55, "1 tile of 128x128, padded from 50x43 to 128x128", 328 * 4 + 64 * 64 // 2),
     ],
 )
 def test_each_architecture_is_sent_over_the_link(
@@ -95,7 +95,9 @@ def test_each_tile_has_the_symbols_of_the_architecture(fetched: Any, dummy_profi
 
 def test_a_rate_below_the_codecs_is_refused_by_name(fetched: Any, dummy_profile: Path) -> None:
     link = PixelLink.load(fetched("AdJscc", dummy_profile))
-    with pytest.raises(InvalidInputError, match=r"cbr must be at least 0\.0833333 for the codec of pixels"):
+    with pytest.raises(
+        InvalidInputError, match=r"cbr must be at least 0\.0833333 for this size and the codec"
+    ):
         link.picture(picture(64, 64), cbr=1 / 96)
     with pytest.raises(InvalidInputError, match="cbr must be a number above 0"):
         link.picture(picture(64, 64), cbr=float("nan"))
@@ -104,12 +106,32 @@ def test_a_rate_below_the_codecs_is_refused_by_name(fetched: Any, dummy_profile:
 def test_a_codec_of_several_rates_takes_what_fits(fetched: Any, dummy_profile: Path) -> None:
     codec = load_pixel_codec(Path(fetched("SwinJscc", dummy_profile)) / "own")
     assert isinstance(codec, PixelModules)
-    shape = (3, 256, 256)
+    whole = Tiling.of(256, 256, codec.tile, codec.step)
     counts = codec.symbol_counts(256, 256)
     values = 3 * 256 * 256
-    assert [codec.channel_uses(shape, count / values) for count in counts] == list(counts)
-    assert codec.channel_uses(shape, (counts[2] - 1) / values) == counts[1]
-    assert codec.channel_uses(shape, 1.0) == codec.max_channel_uses(shape) == counts[-1]
+    assert [codec.channel_uses(whole, count / values) for count in counts] == list(counts)
+    assert codec.channel_uses(whole, (counts[2] - 1) / values) == counts[1]
+    assert codec.channel_uses(whole, 1.0) == codec.max_channel_uses((3, 256, 256)) == counts[-1]
+
+
+def test_padding_brings_no_symbols(fetched: Any, dummy_profile: Path) -> None:
+    """A picture is sent with no more symbols than any other sender has for it at that rate."""
+    link = PixelLink.load(fetched("SwinJscc", dummy_profile))
+    codec = link.codec
+    assert isinstance(codec, PixelModules)
+    for width, height in ((130, 130), (512, 200), (600, 130)):
+        tiling = Tiling.of(width, height, codec.tile, codec.step)
+        for cbr in (1 / 6, 0.2, 0.3):
+            try:
+                sent = link.rate(width, height, cbr).channel_uses
+            except InvalidInputError as error:
+                lowest = float(error.allowed.split()[2])
+                assert lowest > cbr
+                sent, cbr = link.rate(width, height, lowest).channel_uses, lowest
+            assert sent <= round(cbr * 3 * width * height)
+            assert sent % tiling.count == 0
+            counts = codec.symbol_counts(tiling.tile_height, tiling.tile_width)
+            assert sent // tiling.count in counts
 
 
 def test_the_snr_reaches_both_ends(fetched: Any, dummy_profile: Path) -> None:

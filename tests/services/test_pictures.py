@@ -201,15 +201,15 @@ async def test_a_codec_of_pixels_of_ones_own_has_the_librarys_bits(
     addresses = await start_chain(start, profile, "")
     user = UserStub(connect(addresses["user"]))
     pixels = drawn(600, 43)
-    request = asked(pixels, "pixels", cbr=1 / 12)
+    request = asked(pixels, "pixels", cbr=1 / 11)
     image = await clients.call(user.Receive, converters.request_to_proto(request), "user")
-    alone = PixelLink.load(profile).picture(Picture(pixels, "PNG"), LINK, seed=7, cbr=1 / 12)
+    alone = PixelLink.load(profile).picture(Picture(pixels, "PNG"), LINK, seed=7, cbr=1 / 11)
     assert alone.tiling is not None
     assert np.array_equal(from_bytes(image.png), alone.pixels)
     assert image.report.channel_uses == alone.channel_uses
     assert image.report.picture.tile_height == alone.tiling.tile_height == 44, "a multiple of its step"
     low = converters.request_to_proto(asked(pixels, "pixels"))
-    with pytest.raises(InvalidInputError, match=r"link\.cbr must be at least 0\.0833333"):
+    with pytest.raises(InvalidInputError, match=r"link\.cbr must be at least 0\.0852713"):
         await clients.call(user.Receive, low, "user")
 
 
