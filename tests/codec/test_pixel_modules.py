@@ -134,6 +134,44 @@ def test_padding_brings_no_symbols(fetched: Any, dummy_profile: Path) -> None:
             assert sent // tiling.count in counts
 
 
+def test_a_deep_fade_of_one_repeat_does_not_spoil_the_mask(fetched: Any, dummy_profile: Path) -> None:
+    """Zero forcing makes noise of it that is larger than all other repeats together."""
+    codec = load_pixel_codec(Path(fetched("SwinJscc", dummy_profile)) / "own")
+    assert isinstance(codec, PixelModules)
+    image = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        symbols = codec.to_symbols(image, codec.symbol_counts(128, 128)[0], 10.0)
+        faded = symbols.clone()
+        faded[:, : codec.header : codec.repeats] *= -40  # a repeat of each bit
+        for heard in (symbols, faded):
+            codec.to_image(heard, 128, 128, 10.0)
+            kept = codec.model.decoder.heard[0].abs().sum(dim=0) > 0
+            _, mask = codec.model.encoder(image, 10.0, 32, codec.kind)
+            assert torch.equal(kept, mask[0, 0] > 0)
+
+
+def test_the_mask_arrives_over_rayleigh_fading(fetched: Any, dummy_profile: Path) -> None:
+    link = PixelLink.load(fetched("SwinJscc", dummy_profile))
+    codec = link.codec
+    assert isinstance(codec, PixelModules)
+    whole = 0
+    for seed in range(20):
+        link.picture(picture(128, 128), LinkConditions(snr_db=10, fading="rayleigh"), seed=seed, cbr=0.1)
+        tile = torch.from_numpy(picture(128, 128).pixels).permute(2, 0, 1)[None] / 255
+        with torch.inference_mode():
+            _, mask = codec.model.encoder(tile, 10.0, 96, codec.kind)
+        whole += torch.equal(codec.model.decoder.heard[0].abs().sum(dim=0) > 0, mask[0, 0] > 0)
+    assert whole >= 19
+
+
+def test_the_shapes_that_are_known_are_bounded(fetched: Any, dummy_profile: Path) -> None:
+    codec = load_pixel_codec(Path(fetched("DeepJscc", dummy_profile)) / "own")
+    assert isinstance(codec, PixelModules)
+    for width in range(16, 16 + 4 * 70, 4):
+        assert list(codec.symbol_counts(16, width)) == list(codec.symbol_counts(16, width))
+    assert len(codec._shapes) <= 64
+
+
 def test_the_snr_reaches_both_ends(fetched: Any, dummy_profile: Path) -> None:
     """The sender knows the reported SNR, the receiver the true one."""
     plugins.register(Told)
