@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,14 @@ async def test_a_codec_of_pixels_of_ones_own_has_the_librarys_bits(
     user = UserStub(connect(addresses["user"]))
     pixels = drawn(600, 43)
     request = asked(pixels, "pixels", cbr=1 / 11)
+    own, threads = plugins.get("pixel_codec", "adjscc"), []
+    counts = own.symbol_counts
+    monkeypatch.setattr(
+        own, "symbol_counts", lambda *asked: threads.append(threading.get_ident()) or counts(*asked)
+    )
     image = await clients.call(user.Receive, converters.request_to_proto(request), "user")
+    assert len(threads) >= 2, "both ends ask"
+    assert threading.get_ident() not in threads, "it may compute, which would hold up all other requests"
     alone = PixelLink.load(profile).picture(Picture(pixels, "PNG"), LINK, seed=7, cbr=1 / 11)
     assert alone.tiling is not None
     assert np.array_equal(from_bytes(image.png), alone.pixels)
