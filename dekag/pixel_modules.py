@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -28,13 +29,14 @@ from dekag.cala.restoration import RestorationTable
 from dekag.checksums import add_file
 from dekag.codec.constellation import quantize_to_qam, unit_power
 from dekag.codec.jscc import BITS_PER_SYMBOL, MODULATIONS, Modulation
+from dekag.documents import read_json
 from dekag.errors import DekagError, InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.loading import folder_hash
 from dekag.link.conditions import EqualizerKind
+from dekag.pictures import Tiling
 from dekag.pixel_codec import PixelCodec, PixelShape
 
 
-from dekag.pictures import Tiling
 class PixelModules(nn.Module, ABC):
     """Base class of plug-ins for codecs of pixels.
 
@@ -172,8 +174,15 @@ class PixelModules(nn.Module, ABC):
         return torch.cat(images).float().mul(2).sub(1)
 
     def _counts(self, shape: PixelShape) -> list[int]:
-        """`symbol_counts` of a tile; MismatchError unless they ascend from 1 or more."""
-        counts = [*self._called("symbol_counts", shape[1], shape[2])]
+        """`symbol_counts` of a tile; MismatchError unless they are integers that ascend from 1 or more."""
+        found = self._called("symbol_counts", shape[1], shape[2])
+        try:
+            counts = [index(each) for each in found]
+        except TypeError:
+            raise MismatchError(
+                f"symbol_counts of the codec of pixels {self.name} must return a list of integers; "
+                f"got {str(found)[:80]}"
+            ) from None
         if not counts or counts[0] < 1 or any(b <= a for a, b in pairwise(counts)):
             raise MismatchError(
                 f"symbol_counts of the codec of pixels {self.name} must ascend from 1 or more; "
@@ -215,14 +224,16 @@ def load_pixel_codec(folder: Path | str) -> AnyPixelCodec:
     """The codec of pixels in a folder, of the class that `_class_name` in its config.json names.
 
     Raises:
-        NotFoundError: no class of that name is loaded.
-        MismatchError: the plug-in cannot load the folder.
+        NotFoundError: no class of that name is loaded, or the folder has no config.json.
+        MismatchError: that file is damaged, the plug-in cannot load the folder, or its sizes do not fit.
     """
     known = _class_of(folder)
     if not issubclass(known, PixelModules):
         return known.load(folder)
     try:
         codec = known.load(Path(folder))
+        _check(codec, known)
+        codec.eval()
     except DekagError:
         raise
     except Exception as error:  # anything that a plug-in raises
@@ -230,7 +241,6 @@ def load_pixel_codec(folder: Path | str) -> AnyPixelCodec:
         raise MismatchError(
             f"the codec of pixels {known.name} cannot be loaded from {folder}: {why}"
         ) from error
-    codec.eval()
     codec.base_hash = pixel_codec_hash(folder)
     return codec
 
@@ -252,12 +262,41 @@ def pixel_codec_hash(folder: Path | str) -> str:
 
 def _class_of(folder: Path | str) -> type[AnyPixelCodec]:
     known = {each.__name__: each for each in map(_codec, plugins.names("pixel_codec"))}
-    named = PixelCodec.load_config(folder).get("_class_name", PixelCodec.__name__)
+    named = _config(folder).get("_class_name", PixelCodec.__name__)
     if named not in known:
         raise NotFoundError(
             f"the codec of pixels in {folder} is a {named}, not one of {', '.join(known)}; load its plug-in"
         )
     return known[named]
+
+
+def _config(folder: Path | str) -> dict[str, Any]:
+    """What config.json in the folder of a codec of pixels holds; nothing is asked of a hub."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise NotFoundError(f"the codec of pixels has no {path}")
+    try:
+        config = read_json(path)
+    except InvalidInputError as error:
+        raise MismatchError(f"the codec of pixels cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise MismatchError(f"the codec of pixels cannot be read: {path} holds no object")
+    return config
+
+
+def _check(codec: Any, known: type[PixelModules]) -> None:
+    """MismatchError unless `load` made a codec whose tiles can be cut."""
+    if not isinstance(codec, PixelModules):
+        raise MismatchError(
+            f"load of the codec of pixels {known.name} must return a {PixelModules.__name__}; "
+            f"got {type(codec).__name__}"
+        )
+    step, tile = codec.step, codec.tile
+    if not (isinstance(step, int) and isinstance(tile, int) and step >= 1 and tile >= 1 and tile % step == 0):
+        raise MismatchError(
+            f"step of the codec of pixels {known.name} must be an integer of 1 or more, and tile a multiple "
+            f"of it; got step {step} and tile {tile}"
+        )
 
 
 def _codec(name: str) -> type[AnyPixelCodec]:

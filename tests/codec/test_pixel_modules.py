@@ -251,11 +251,49 @@ def broken(**changes: Any) -> PixelModules:
         ),
         ({"symbol_counts": lambda *_: []}, "symbol_counts .* must ascend from 1 or more"),
         ({"symbol_counts": lambda *_: [64, 32]}, "must ascend"),
+        ({"symbol_counts": lambda *_: 64}, "symbol_counts .* must return a list of integers; got 64"),
+        ({"symbol_counts": lambda *_: [64.0]}, r"must return a list of integers; got \[64.0\]"),
     ],
 )
 def test_a_plug_in_that_fails_is_named(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(MismatchError, match=told):
         PixelLink(broken(**changes)).picture(picture(16, 16), cbr=1 / 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"load": classmethod(lambda *_: None)}, "load .* unfit must return a PixelModules; got NoneType"),
+        ({"load": classmethod(lambda *_: nn.Identity())}, "got Identity"),
+        ({"step": 0}, "step of the codec of pixels unfit must be .*; got step 0 and tile 512"),
+        ({"step": 48}, "tile a multiple of it; got step 48 and tile 512"),
+        ({"step": 2.0}, "got step 2.0 and tile 512"),
+        ({"tile": 0}, "got step 2 and tile 0"),
+    ],
+)
+def test_a_plug_in_that_does_not_fit_is_named(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    plugins.register(type("Unfit", (Told,), {"name": "unfit", **changes}))
+    (tmp_path / "config.json").write_text('{"_class_name": "Unfit"}')
+    with pytest.raises(MismatchError, match=told):
+        load_pixel_codec(tmp_path)
+
+
+@pytest.mark.parametrize("function", [load_pixel_codec, pixel_codec_hash])
+def test_a_config_that_cannot_be_read_is_named(
+    function: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "diffusers.configuration_utils.hf_hub_download", lambda *_, **__: pytest.fail("a hub")
+    )
+    config = tmp_path / "config.json"
+    with pytest.raises(NotFoundError, match=r"no .*config\.json"):
+        function(tmp_path)
+    with pytest.raises(NotFoundError, match=r"no google/codec/config\.json"):
+        function("google/codec")
+    for text in ("{", "[]", "\0"):
+        config.write_text(text)
+        with pytest.raises(MismatchError, match=r"config\.json"):
+            function(tmp_path)
 
 
 def test_a_folder_names_its_class(fetched: Any, dummy_profile: Path, tmp_path: Path) -> None:
@@ -285,3 +323,5 @@ def test_a_profile_with_a_plug_in_is_complete_whatever_its_weights_are(
     assert not [told for told in problems(profile, found) if told.startswith("pixel_codec")]
     (part,) = (each for each in found if each.role == "pixel_codec")
     assert part.folder == Path(profile.pixel_codec or "")
+    (part.folder / "config.json").write_text("[1]")
+    assert parts(profile), "a damaged file is no traceback of `dekag profile check`"
