@@ -7,6 +7,7 @@ metrics. No code and no weights of other projects are part of this one.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import os
 from abc import ABC, abstractmethod
@@ -35,6 +36,7 @@ from dekag.generation.loading import folder_hash
 from dekag.link.conditions import EqualizerKind
 from dekag.pictures import Tiling
 from dekag.pixel_codec import PixelCodec, PixelShape
+from dekag.sources import imported_sources
 
 
 class PixelModules(nn.Module, ABC):
@@ -248,12 +250,15 @@ def load_pixel_codec(folder: Path | str) -> AnyPixelCodec:
 def pixel_codec_hash(folder: Path | str) -> str:
     """SHA-256 (hex) of what results of a codec of pixels depend on: its weights, and a plug-in's code.
 
-    A plug-in may read files of any kind: all of its folder count, but for those that begin with a dot.
+    A plug-in may read files of any kind: all of its folder count, but for those that begin with a dot. Of its
+    code, the plug-in's file and what that imports count, but not installed packages.
     """
     known = _class_of(folder)
     if not issubclass(known, PixelModules):
         return folder_hash(folder)
     digest = hashlib.sha256(plugins.code_hashes()[f"pixel_codec {known.name}"].encode())
+    for file in _code(known):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     for file in _files(Path(folder)):
         digest.update(os.fsencode(file.relative_to(folder).as_posix()) + b"\0")
         add_file(digest, file)
@@ -302,6 +307,14 @@ def _check(codec: Any, known: type[PixelModules]) -> None:
 def _codec(name: str) -> type[AnyPixelCodec]:
     found: type[AnyPixelCodec] = plugins.get("pixel_codec", name)
     return found
+
+
+def _code(known: type[PixelModules]) -> list[Path]:
+    """Files of a user's own that the plug-in's file imports, where the network usually is."""
+    try:
+        return imported_sources(Path(inspect.getfile(known)))
+    except (OSError, TypeError):
+        return []  # a class that was made without a file
 
 
 def _files(folder: Path) -> Iterator[Path]:

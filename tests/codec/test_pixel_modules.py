@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -302,6 +303,12 @@ def test_a_folder_names_its_class(fetched: Any, dummy_profile: Path, tmp_path: P
     assert not codec.training, "modules of a plug-in are set to eval"
     before = pixel_codec_hash(own)
     assert codec.base_hash == before
+    network = Path(str(sys.modules["adjscc_model"].__file__))
+    code = network.read_text()
+    network.write_text(code.replace("/ 20", "/ 10"))
+    assert pixel_codec_hash(own) != before, "the network that the plug-in imports counts"
+    network.write_text(code)
+    assert pixel_codec_hash(own) == before
     weights = (own / "weights.pt").read_bytes()
     (own / "weights.pt").write_bytes(weights + b"\0")
     assert pixel_codec_hash(own) != before, "weights of any format count"
