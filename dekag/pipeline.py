@@ -661,7 +661,7 @@ class ReceivedPicture:
         pilot_uses: channel uses spent on pilots.
         expected_psnr_db: PSNR that the sender expected, dB, if it chose the rate for a target.
         autoencoder_psnr_db: PSNR of what the autoencoder makes of the picture without any channel, dB: no
-            delivery of its latents is better. None if no latents were sent.
+            delivery of its latents is better. None if no latents were sent, or if it was not measured.
         file_bytes: size of the file that was sent; None if none was.
     """
 
@@ -929,6 +929,7 @@ class SemanticLink:
         modulation: Modulation | None = None,
         restoration: Restoration = "none",
         traces: Path = BUILT_IN_TRACES,
+        measure: bool = True,
     ) -> ReceivedPicture:
         """Send a picture of your own, as latents of the edge's autoencoder.
 
@@ -958,6 +959,7 @@ class SemanticLink:
             restoration: "denoiser": the receiver improves each tile's latent by one step of the edge's
                 denoiser.
             traces: folder of the traces that the conditions may name.
+            measure: whether to decode what was sent, too, for `autoencoder_psnr_db`.
 
         Raises:
             FileError: the file is no picture that can be sent; says why.
@@ -992,8 +994,14 @@ class SemanticLink:
             rate.channel_uses,
             sum(reception.pilot_uses),
             rate.expected_psnr_db,
-            self._autoencoder_psnr_db(latents, picture, tiling, seed),
+            self._autoencoder_psnr_db(latents, picture, tiling, seed) if measure else None,
         )
+
+    def autoencoder_psnr_db(self, picture: Picture, seed: int = 0) -> float | None:
+        """PSNR of a picture without any channel, dB, as `picture` measures it; None without latents."""
+        tiling = self._tiling(picture)
+        latents = self._latents_of(tiling.split(picture.pixels))
+        return self._autoencoder_psnr_db(latents, picture, tiling, seed)
 
     def send_tiles(
         self,

@@ -78,7 +78,9 @@ class DistillProfile(Document):
         default=None, description="Peak learning rate of the metaword."
     )
     guidance_scale: float | None = Field(
-        default=None, description="Classifier-free guidance of images with an update; 1 is none."
+        default=None,
+        description="Classifier-free guidance of images with an update; 1 is none. Default: 1.5, or 1 if the "
+        "objective is trajectories.",
     )
     keep: float | None = Field(
         default=None,
@@ -87,8 +89,12 @@ class DistillProfile(Document):
     )
 
     def given(self) -> dict[str, Any]:
-        """The settings that the profile has, as arguments of `DistillConfig`."""
-        return self.model_dump(exclude_none=True)
+        """The settings that the profile has, as arguments of `DistillConfig`.
+
+        Trajectories hold the cloud's guidance, so that the edge needs none of its own.
+        """
+        usual = {"guidance_scale": 1.0} if self.objective == "trajectories" else {}
+        return {**usual, **self.model_dump(exclude_none=True)}
 
     @model_validator(mode="after")
     def _within_range(self) -> Self:

@@ -51,6 +51,21 @@ def test_a_counter_that_wrapped_around_is_counted_on(tmp_path: Path) -> None:
     assert meter.joules() == pytest.approx(3.0)
 
 
+def test_an_interval_in_which_a_counter_may_have_come_round_unseen_has_no_energy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("dekag.energy.monotonic", lambda: now_s)
+    put(tmp_path, "intel-rapl:0", 0)
+    meter = EnergyMeter(tmp_path)
+    put(tmp_path, "intel-rapl:0", 1_000_000)
+    now_s += 300
+    assert meter.joules() is None, "262 kJ at 1000 W take 262 s"
+    put(tmp_path, "intel-rapl:0", 3_000_000)
+    now_s += 200
+    assert meter.joules() == pytest.approx(2.0), "since the last reading"
+
+
 def test_a_machine_without_counters_has_no_energy(tmp_path: Path) -> None:
     assert EnergyMeter(tmp_path).joules() is None
     (tmp_path / "intel-rapl:0").mkdir()

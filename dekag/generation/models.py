@@ -377,6 +377,8 @@ class Generator:
             with recorded(scheduler) as steps:
                 latents = self.batch([prompts[i] for i in which], [seeds[i] for i in which])
             some = of_steps(steps, scheduler, self.decoder.model_hash)
+            for each in (some.clean, some.noise):
+                check_finite(each, "generate", seeds=[seeds[i] for i in which], model_hash=self.model_hash)
             found.update((i, some.rows(slice(row, row + 1))) for row, i in enumerate(which))
             return latents
 

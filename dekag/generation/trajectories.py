@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +18,12 @@ from dekag.errors import MismatchError
 from dekag.generation import loading
 from dekag.generation.profile import HasGenerators
 
+if TYPE_CHECKING:
+    from dekag.generation.models import Generator
+
 _NOTE, _AUTOENCODER = "note", "autoencoder"
+_TENSORS = ("timesteps", "signal", "clean", "noise")
+_PREDICTED = ("v_prediction", "epsilon")
 _REMEDY = 'such an edge can learn from images alone (distill.objective "images" in the profile)'
 
 
@@ -50,39 +55,64 @@ class Trajectories:
         clean, noise = self.clean[part], self.noise[part]
         return type(self)(self.timesteps, self.signal, clean, noise, self.autoencoder)
 
-    def save(self, path: Path, note: str) -> None:
-        """Write them; `note` says what made them."""
-        tensors = {
-            "timesteps": self.timesteps,
-            "signal": self.signal,
-            "clean": self.clean.contiguous(),
-            "noise": self.noise.contiguous(),
-        }
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        save_file(tensors, unfinished, {_NOTE: note, _AUTOENCODER: self.autoencoder})
-        unfinished.replace(path)
-
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """Those of several images of one generator."""
+        """Those of several images of one generator.
+
+        Raises:
+            MismatchError: they have different steps or autoencoders.
+        """
+        first = parts[0]
+        if any(not torch.equal(each.timesteps, first.timesteps) for each in parts) or any(
+            each.autoencoder != first.autoencoder for each in parts
+        ):
+            raise MismatchError("trajectories of different samplings cannot be learnt together")
         clean, noise = (torch.cat([getattr(each, name) for each in parts]) for name in ("clean", "noise"))
-        return cls(parts[0].timesteps, parts[0].signal, clean, noise, parts[0].autoencoder)
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in ("timesteps", "signal", "clean", "noise")}
-            return cls(**tensors, autoencoder=file.metadata()[_AUTOENCODER])
+        return cls(first.timesteps, first.signal, clean, noise, first.autoencoder)
 
 
-def trajectory_note(path: Path) -> str:
-    """The note in a file of trajectories; empty if there is no such file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return str((file.metadata() or {}).get(_NOTE, ""))
-    except (OSError, SafetensorError):
-        return ""
+@dataclass(frozen=True)
+class TrajectoryFile:
+    """A file of an image's trajectory.
+
+    Attributes:
+        path: where it is.
+        note: says what made it.
+    """
+
+    path: Path
+    note: str
+
+    def write(self, trajectories: Trajectories) -> None:
+        """Write the trajectory of one image."""
+        tensors = {name: getattr(trajectories, name).contiguous() for name in _TENSORS}
+        unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        save_file(tensors, unfinished, {_NOTE: self.note, _AUTOENCODER: trajectories.autoencoder})
+        unfinished.replace(self.path)
+
+    def is_there(self) -> bool:
+        """Whether there is such a file, and made as the note says."""
+        try:
+            self.read()
+        except MismatchError:
+            return False
+        return True
+
+    def read(self) -> Trajectories:
+        """The trajectory.
+
+        Raises:
+            MismatchError: there is no such file, it is damaged, or something else made it.
+        """
+        try:
+            with safe_open(self.path, "pt") as file:
+                said = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        except (OSError, SafetensorError) as error:
+            raise MismatchError(f"{self.path} is no trajectory: {error}") from None
+        if said.get(_NOTE) != self.note:
+            raise MismatchError(f"{self.path} was made by another cloud, or of another prompt")
+        return Trajectories(**tensors, autoencoder=said[_AUTOENCODER])
 
 
 @dataclass(frozen=True)
@@ -125,19 +155,16 @@ def of_steps(steps: Sequence[Step], scheduler: Any, autoencoder: str) -> Traject
     Raises:
         MismatchError: the sampler has another kind of noise schedule, or its model predicts something else.
     """
-    predicts = scheduler.config.prediction_type
     timesteps = torch.tensor([each.timestep for each in steps])
     signal = signal_of(scheduler)[timesteps]
     shape = (1, -1, 1, 1, 1)
     kept, spoilt = signal.sqrt().view(shape), (1 - signal).sqrt().view(shape)
     noisy = torch.stack([each.noisy.cpu().float() for each in steps], 1)
     said = torch.stack([each.predicted.cpu().float() for each in steps], 1)
-    if predicts == "v_prediction":
+    if scheduler.config.prediction_type == "v_prediction":
         clean, noise = kept * noisy - spoilt * said, spoilt * noisy + kept * said
-    elif predicts == "epsilon":
-        clean, noise = (noisy - spoilt * said) / kept, said
     else:
-        raise MismatchError(f"a denoiser that predicts {predicts!r} has no trajectories: only noise or v")
+        clean, noise = (noisy - spoilt * said) / kept, said
     return Trajectories(timesteps, signal, clean.half(), noise.half(), autoencoder)
 
 
@@ -149,20 +176,40 @@ def check_teachable(profile: HasGenerators) -> None:
         MismatchError: also if a part is not what a pipeline needs.
     """
     cloud, edge = profile.cloud, profile.edge
+    if cloud.steps < edge.steps:
+        raise MismatchError(_too_few(cloud.steps, edge.steps))
     hashes = [loading.autoencoder_hash(each) for each in (cloud, edge)]
-    samplers = [loading.load_component(each, "scheduler") for each in (cloud, edge)]
+    try:
+        samplers = [loading.load_component(each, "scheduler") for each in (cloud, edge)]
+    except OSError as error:
+        raise MismatchError(f"a sampler has no configuration: {error}") from None
     check_alike(hashes[0] == hashes[1], signal_of(samplers[0]), trained_signal(samplers[1]))
+
+
+def check_generators(cloud: Generator, edge: Generator) -> None:
+    """The same of generators."""
+    if cloud.steps < edge.steps:
+        raise MismatchError(_too_few(cloud.steps, edge.steps))
+    signals = signal_of(cloud.pipeline.scheduler), trained_signal(edge.pipeline.scheduler)
+    check_alike(cloud.decoder.model_hash == edge.decoder.model_hash, *signals)
+
+
+def _too_few(cloud: int, edge: int) -> str:
+    return f"the cloud takes fewer steps ({cloud}) than the edge ({edge}): {_REMEDY}"
 
 
 def signal_of(scheduler: Any) -> torch.Tensor:
     """Power of the clean latents at each timestep of a sampler's noise schedule, (timesteps,) float32.
 
     Raises:
-        MismatchError: it has another kind of noise schedule.
+        MismatchError: it has another kind of noise schedule, or its model predicts something else than noise
+            or velocity.
     """
     if not hasattr(scheduler, "alphas_cumprod") or float(getattr(scheduler, "init_noise_sigma", 0)) != 1:
         kind = type(scheduler).__name__
         raise MismatchError(f"the sampler {kind} does not preserve variance: {_REMEDY}")
+    if (predicts := scheduler.config.prediction_type) not in _PREDICTED:
+        raise MismatchError(f"a cloud that predicts {predicts!r} keeps no trajectories: {_REMEDY}")
     signal: torch.Tensor = scheduler.alphas_cumprod.cpu().float()
     return signal
 

@@ -122,8 +122,12 @@ class DistillConfig:
         return self.method in ("makd", "lora", "lora-equal-bytes")
 
     def of_full_form(self) -> dict[str, str | int | float]:
-        """The settings that the full form depends on: all but those of smaller ones and of their choice."""
-        return {name: value for name, value in self.as_dict().items() if name not in ("keep", "refine_steps")}
+        """The settings that the full form depends on: all but those of smaller ones and of their choice.
+
+        The usual objective is left out, so that runs that began before there was another go on.
+        """
+        left_out = {"keep", "refine_steps"} | ({"objective"} if self.objective == "images" else set())
+        return {name: value for name, value in self.as_dict().items() if name not in left_out}
 
     def as_dict(self) -> dict[str, str | int | float]:
         """The settings in a form for JSON."""

@@ -31,7 +31,7 @@ from dekag.generation.models import PIXELS_AT_ONCE, Generator, by_group
 from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import GenerationRequest
-from dekag.generation.trajectories import Trajectories, trajectory_note
+from dekag.generation.trajectories import Trajectories, TrajectoryFile, check_generators
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.ladder import (
@@ -172,13 +172,13 @@ class _Wanted:
     note: str
 
     @property
-    def trajectory(self) -> Path:
+    def trajectory(self) -> TrajectoryFile:
         """The file that says how it was denoised."""
-        return self.path.with_suffix(".safetensors")
+        return TrajectoryFile(self.path.with_suffix(".safetensors"), self.note)
 
     def is_there(self, with_trajectory: bool) -> bool:
         """Whether it need not be drawn."""
-        if with_trajectory and trajectory_note(self.trajectory) != self.note:
+        if with_trajectory and not self.trajectory.is_there():
             return False
         return png_note(self.path) == self.note
 
@@ -200,7 +200,7 @@ def _draw(cloud: Generator, images: Sequence[_Wanted], trajectories: bool) -> No
     if trajectories:
         latents, denoised = cloud.denoised(prompts, seeds)
         for row, each in enumerate(images):
-            denoised.rows(slice(row, row + 1)).save(each.trajectory, each.note)
+            each.trajectory.write(denoised.rows(slice(row, row + 1)))
     else:
         latents = cloud.batch(prompts, seeds)
     for each, pixels in zip(images, cloud.decoder.decode(latents, seeds), strict=True):
@@ -220,12 +220,12 @@ class CloudImages:
     Attributes:
         pixels: (images, height, width, 3) uint8, those for training first.
         model_hash: of the cloud that generated them.
-        trajectories: how it denoised them; None if that is not learnt.
+        trajectories: files that say how it denoised them; none if that is not learnt.
     """
 
     pixels: np.ndarray
     model_hash: str
-    trajectories: Trajectories | None = None
+    trajectories: tuple[TrajectoryFile, ...] = ()
 
     @property
     def content_hash(self) -> str:
@@ -260,18 +260,21 @@ def cloud_images(
     )
     if not wanted:
         return CloudImages(pixels, cloud.model_hash)
-    kept = [Trajectories.load(folder / "images" / f"{seed}.safetensors") for seed in seeds]
-    return CloudImages(pixels, cloud.model_hash, Trajectories.joined(kept))
+    prompts = [*topic.prompts, *topic.held_out]
+    files = [each.trajectory for each in _wanted(cloud.identity, prompts, seeds, folder / "images")]
+    return CloudImages(pixels, cloud.model_hash, tuple(files))
 
 
-def targets_of(images: CloudImages, edge: Generator) -> Targets:
-    """What an edge learns from the cloud's images: their trajectories, if they are known.
+def targets_of(images: CloudImages, edge: Generator, config: DistillConfig) -> Targets:
+    """What an edge learns from the cloud's images.
 
     Raises:
-        MismatchError: the trajectories do not fit the edge.
+        MismatchError: the images were drawn for another objective, or the trajectories do not fit the edge.
     """
-    if images.trajectories is not None:
-        return trajectory_targets(images.trajectories, edge)
+    if (config.objective == "trajectories") != bool(images.trajectories):
+        raise MismatchError(f"the images were not drawn for the objective {config.objective!r}")
+    if images.trajectories:
+        return trajectory_targets(Trajectories.joined([each.read() for each in images.trajectories]), edge)
     return ImageTargets(encode(edge.pipeline.vae, images.pixels))
 
 
@@ -686,13 +689,15 @@ def distill(
     if config.method == "full":
         raise MismatchError("a full fine-tune changes every weight: it makes no knowledge update")
     learnt, kept, seeds = topic.prompts, topic.held_out, _seeds(topic, config)
+    if isinstance(cloud, Generator) and config.objective == "trajectories":
+        check_generators(cloud, edge)
     drawn = (
         cloud
         if isinstance(cloud, CloudImages)
         else cloud_images(cloud, topic, config, folder, on_progress=on_progress, should_stop=should_stop)
     )
     images = drawn.pixels
-    targets = targets_of(drawn, edge)
+    targets = targets_of(drawn, edge, config)
 
     def on_preview(prompts: Sequence[Sequence[Window]], metaword: torch.Tensor) -> None:
         first = len(learnt)
@@ -724,8 +729,9 @@ def distill(
     refined = [form for form in smaller if form.rank != config.rank]
     further = min(config.refine_steps, max(2, config.steps // 5))
     steps = config.steps + further * len(refined)
-    # another edge, or images of another cloud, begin anew
-    checkpoint = folder / "checkpoint" / _digest(edge.identity, drawn.content_hash)
+    # another edge or objective, or images of another cloud, begin anew
+    objective = () if config.objective == "images" else (config.objective,)
+    checkpoint = folder / "checkpoint" / _digest(edge.identity, drawn.content_hash, *objective)
 
     def trained_form(form: Form, start: Trained | None) -> Trained:
         before, name = 0, f"rank-{form.rank:g}"

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from dekag.pipeline import ReceivedPicture, SemanticLink
 
 DELIVERIES = ("semantic", "semantic-unaligned", "pixels", "conventional")
+SEMANTIC = "semantic"
+"""What names of deliveries by latents start with."""
+
 PIXELS = "pixels"
 """Delivery by the profile's codec of pixels, without an autoencoder."""
 
@@ -124,13 +127,14 @@ def run_link(
                     picture = each.read()
                     seed = options.seed + number - 1
                     sent = list(_metered(meter, _sent(each, picture, links, options, seed)))
+                    limit_db = _limit_db(picture, links, seed)
                 except DekagError as error:
                     failed += 1
                     err.print(str(error), style="red", soft_wrap=True)
                     continue
             for (delivery, received), energy in sent:
                 row = {
-                    **_row(each, delivery, received),
+                    **_row(each, delivery, received, limit_db if delivery.startswith(SEMANTIC) else None),
                     **energy,
                     **_saved(each, delivery, received, output),
                 }
@@ -163,7 +167,7 @@ def _links(options: LinkOptions) -> Mapping[str, SemanticLink]:
     from dekag.profile import load_profile
 
     links: dict[str, SemanticLink] = {}
-    semantic = [name for name in options.deliveries if name.startswith("semantic")]
+    semantic = [name for name in options.deliveries if name.startswith(SEMANTIC)]
     if not semantic and PIXELS not in options.deliveries:
         return links
     load_quietly()
@@ -214,8 +218,15 @@ def _sent(
                 target_psnr_db=options.target_psnr_db if aligned else None,
                 restoration=options.restoration if aligned else "none",  # type: ignore[arg-type]
                 traces=options.traces,
+                measure=False,  # which is no part of the delivery, whose energy is metered
             ),
         )
+
+
+def _limit_db(picture: Picture, links: Mapping[str, SemanticLink], seed: int) -> float | None:
+    """PSNR of the autoencoder alone, dB, which all semantic deliveries share; None without any."""
+    link = next((link for name, link in links.items() if name.startswith(SEMANTIC)), None)
+    return None if link is None else link.autoencoder_psnr_db(picture, seed)
 
 
 def _metered(meter: EnergyMeter, work: Iterator[_Sent]) -> Iterator[tuple[_Sent, Row]]:
@@ -227,7 +238,7 @@ def _metered(meter: EnergyMeter, work: Iterator[_Sent]) -> Iterator[tuple[_Sent,
         meter.joules()
 
 
-def _row(file: PictureFile, delivery: str, received: ReceivedPicture) -> Row:
+def _row(file: PictureFile, delivery: str, received: ReceivedPicture, limit_db: float | None) -> Row:
     picture, tiling = received.picture, received.tiling
     return {
         "picture": file.name,
@@ -245,7 +256,7 @@ def _row(file: PictureFile, delivery: str, received: ReceivedPicture) -> Row:
         "psnr_db": received.psnr_db,
         "ssim": received.ssim,
         "scores": _scores(received),
-        "autoencoder_psnr_db": received.autoencoder_psnr_db,
+        "autoencoder_psnr_db": limit_db,
         "expected_psnr_db": received.expected_psnr_db,
         "file_bytes": received.file_bytes,
     }

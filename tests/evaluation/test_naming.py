@@ -86,6 +86,19 @@ def test_both_subjects_of_a_pair_are_asked_for_and_a_single_one_once(tmp_path: P
     assert wrong["shown"] == f"{pair['subject']} and {pair['companion']}"
 
 
+def test_a_key_that_names_one_subject_of_a_pair_is_refused(tmp_path: Path) -> None:
+    draw({"cloud": Painter}, SMALL, 60, tmp_path)  # type: ignore[dict-item]
+    answer(tmp_path)
+    assert score(tmp_path)
+    key = [
+        {name: value for name, value in row.items() if name != "companion"}
+        for row in json.loads((tmp_path / KEY).read_text())
+    ]
+    (tmp_path / KEY).write_text(json.dumps(key))
+    with pytest.raises(FileError, match=r"key\.json names one subject .* draw anew"):
+        score(tmp_path)
+
+
 def test_the_page_counts_pairs_and_what_is_shown_twice(tmp_path: Path) -> None:
     assert naming_values(tmp_path) == {}
     folder = tmp_path / "naming"
@@ -102,6 +115,9 @@ def test_the_page_counts_pairs_and_what_is_shown_twice(tmp_path: Path) -> None:
         "naming_edge_twice": "0",
         "naming_twice": "1",
     }
+    earlier = {name: {"wrong": own["wrong"]} for name, own in scores.items()}
+    (folder / "scores.json").write_text(json.dumps(earlier))
+    assert naming_values(tmp_path)["naming_twice"] == "0", "which was not counted then"
 
 
 def test_the_committed_key_names_both_subjects_of_its_pairs() -> None:

@@ -49,16 +49,19 @@ def generator(name: str, steps: int) -> Any:
 def test_keys_are_those_of_results_that_have_been_measured(tmp_path: Path) -> None:
     # another key measures everything again: it changes with a VERSION alone
     store = ResultStore(tmp_path)
-    bank: Any = SimpleNamespace(
-        cloud=generator("cloud", 10), edge=generator("edge", 8), metrics_hash="judges", own_topics={}
-    )
+    roles = {"cloud": generator("cloud", 10), "edge": generator("edge", 8)}
+
+    def bank_of(roles: dict[str, Any]) -> Any:
+        return SimpleNamespace(facts=roles.__getitem__, metrics_hash="judges", own_topics={})
+
+    bank = bank_of(roles)
     makd = MakdStudy(bank, 16, 3, store)
     assert makd.key("ends", "neon") == "bfd244e126f70885a3b43e21"
 
     keys = set()
     for role in ("cloud", "edge"):
-        coarse = SimpleNamespace(**vars(getattr(bank, role)) | {"departures": ("denoiser bfloat16",)})
-        keys.add(MakdStudy(SimpleNamespace(**vars(bank) | {role: coarse}), 16, 3, store).key("ends", "neon"))  # type: ignore[arg-type]
+        coarse = SimpleNamespace(**vars(roles[role]) | {"departures": ("denoiser bfloat16",)})
+        keys.add(MakdStudy(bank_of(roles | {role: coarse}), 16, 3, store).key("ends", "neon"))
     assert len(keys | {makd.key("ends", "neon")}) == 3
 
     grid = {"name": "a", "deliveries": ["deka-g"], "topics": ["neon"], "cbr": ["1/96"]}

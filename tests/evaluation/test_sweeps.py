@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from dekag import plugins
-from dekag.energy import EnergyMeter
 from dekag.errors import DekagError, FileError, InvalidInputError, MismatchError, NotFoundError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.registry import record
@@ -43,7 +42,6 @@ from services.cli.main import app
 from tests.chain import with_evaluators, with_reading_codec, without_pixel_codec
 from tests.encoders import save_encoders
 from tests.fetched import EXAMPLE, fetch
-from tests.test_energy import put_counter
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +122,10 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         ("{name: a, deliveries: [cala], snr_db: [10, 10.0]}", "must be there once"),
         ("{name: a, deliveries: [{name: b, codec: adaptors}]}", "base.*adapters"),
         ("{name: a, deliveries: [{name: b, codec: digital, knowledge: true}]}", "digital delivery"),
+        (
+            "{name: a, deliveries: [cala], traces: mine}",
+            "traces must be left out unless a link plays a trace",
+        ),
         ("{name: a, deliveries: [cala], typo: 1}", "typo"),
     ],
 )
@@ -282,6 +284,18 @@ def test_a_profile_without_evaluators_is_told_before_anything_is_measured(
     assert run(grid(str(dummy_profile), metrics=["psnr_db"], snr_db=[0]), runs=tmp_path).measured == 1
 
 
+def test_the_probe_is_refused_where_there_is_none_but_as_one_of_the_usual_metrics(
+    profile: str, dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without = changed(profile, tmp_path / "without", scorer={"probe": None}).profile_name
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: Measurement({"probe": [None]}, 1.0, 0.0, 0, 0.0))
+    for name in (str(dummy_profile), without):
+        with pytest.raises(InvalidInputError, match=r"metrics must be without probe.*names no scorer\.probe"):
+            run(grid(name, metrics=["psnr_db", "probe"]), runs=tmp_path)
+    assert run(grid(without), runs=tmp_path).measured == 2
+    assert run(grid(profile, metrics=["probe"]), runs=tmp_path).measured == 2
+
+
 def test_rates_and_pictures_are_checked_before_anything_is_sent(
     profile: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +416,17 @@ def test_points_over_a_trace_depend_on_its_contents_and_no_others_do(
     assert moved.points()[0].key("x") != first
 
 
+def test_a_trace_that_changed_is_not_stored_as_the_one_before(
+    profile: str, tmp_path: Path, traces: Path
+) -> None:
+    sweep = grid(profile, links=[played("street", 0.0)], traces=str(traces), snr_db=[0], metrics=["psnr_db"])
+    (point,) = sweep.points()
+    with (traces / "street.csv").open("a") as file:
+        file.write("2.0,1.0,0.0\n")
+    with pytest.raises(MismatchError, match=f"traces: street in {traces} is not"):
+        Evaluator(command.model_bank(profile), ResultStore(tmp_path)).measure(point)
+
+
 def test_the_folder_of_traces_is_an_option(
     profile: str, tmp_path: Path, traces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +445,10 @@ def test_the_folder_of_traces_is_an_option(
     assert done.exit_code == 0, done.output
     (row,) = [json.loads(line) for line in (tmp_path / "results/mine/cells.jsonl").read_text().splitlines()]
     assert row["cell"]["traces"]["path"] == str(traces)
+    text = f"{{name: mine, profile: {profile}, deliveries: [unaligned]}}"
+    unplayed = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), "--traces", str(traces)])
+    assert unplayed.exit_code == 2
+    assert "traces must be left out" in " ".join(unplayed.output.split())
 
 
 @pytest.mark.usefixtures("plugging")
@@ -453,35 +482,6 @@ def test_from_a_folder_to_curves_of_psnr_and_lpips_in_one_sweep(
     assert "beauty" in refused.output
 
 
-@pytest.mark.usefixtures("plugging")
-def test_energy_is_a_column_where_the_machine_can_tell(profile: str, tmp_path: Path) -> None:
-    powercap = tmp_path / "powercap"
-    put_counter(powercap, 0)
-    meter = EnergyMeter(powercap)
-
-    class Counting(Metric):
-        name = "counting"
-
-        def score(self, images: Any, references: Any) -> Any:
-            put_counter(powercap, 8_000_000)
-            return np.ones(len(images))
-
-    plugins.register(Counting)
-    sweep = grid(profile, snr_db=[0], metrics=["counting"])
-    (point,) = sweep.points()
-    bank, store = command.model_bank(profile), ResultStore(tmp_path)
-    assert Evaluator(bank, store, EnergyMeter(tmp_path / "nowhere")).measure(point).joules is None
-    put_counter(powercap, 0)
-    meter.joules()
-    assert Evaluator(bank, store, meter).measure(point).joules == 4.0, "of two images"
-    (row,) = run(sweep, runs=tmp_path).rows
-    without = {name: value for name, value in row.items() if name != "joules"}
-    assert "energy" not in "".join(table([without]))
-    lines = table([without, {**without, "joules": 4.0}])
-    assert "energy, J" in lines[0]
-    assert "4.000" in lines[2]
-
-
 def test_an_interrupted_sweep_keeps_what_it_had(
     profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,6 +510,25 @@ def test_digital_expects_more_of_more_snr(profile: str, tmp_path: Path) -> None:
     assert np.mean(high["metrics"]["psnr_db"]) > np.mean(low["metrics"]["psnr_db"])
     assert high["backhaul_bytes"] > 0
     assert 0 < high["channel_uses"] <= 1024
+
+
+def test_a_misled_digital_sender_loses_files_by_the_true_snr(
+    profile: str, pictures: Path, tmp_path: Path
+) -> None:
+    def sent(**link: Any) -> list[list[float]]:
+        links = [{"fading": "awgn", **link}]
+        fields = {"deliveries": ["digital-jpeg"], "links": links, "cbr": ["1/48"], "metrics": ["psnr_db"]}
+        generated = grid(profile, prompts=1, **fields)
+        own = picture_grid(profile, pictures, snr_db=[0, 20], **fields)
+        rows = [*run(generated, runs=tmp_path).rows, *run(own, runs=tmp_path).rows]
+        return [row["metrics"]["psnr_db"] for row in rows]
+
+    told, misled, modest = sent(), sent(reported_snr_db=20.0), sent(reported_snr_db=0.0)
+    for low, high in ((0, 1), (2, 3)):  # of generated images, and of pictures
+        assert misled[high] == told[high], "what was reported is true"
+        assert misled[low][0] < told[low][0], "files for 20 dB do not arrive at 0 dB"
+        assert modest[high][0] == pytest.approx(told[low][0], abs=0.5), "files for 0 dB arrive at 20 dB"
+        assert modest[high][0] < told[high][0]
 
 
 class FirstCall(Metric):
@@ -580,6 +599,12 @@ def test_channels_that_differ_are_not_one_line() -> None:
 def test_a_metric_without_a_value_is_null_and_left_out_of_means() -> None:
     rows = [_row("cala", "neon", 0.0, [0.5, None])]
     assert table(rows)[2].startswith("| cala | awgn | 0 | 1/96 | 0.500 |")
+
+
+def test_energy_that_an_earlier_run_stored_is_no_column() -> None:
+    """It held the loading of models, and whatever other workers did."""
+    rows = [{**_row("cala", "neon", 0.0, [0.5, 0.6]), "joules": 4.0}]
+    assert table(rows) == table([_row("cala", "neon", 0.0, [0.5, 0.6])])
 
 
 def test_ray_measures_the_same(profile: str, tmp_path: Path) -> None:
@@ -919,6 +944,33 @@ def test_keys_of_pictures_follow_their_contents_and_others_stay(
     fewer = {"path": str(copy), "count": 2}
     assert not {point.key("x") for point in picture_grid(profile, copy, pictures=fewer).points()} & {*first}
     assert "pictures" not in grid(profile).points()[0].model_dump(mode="json")
+
+
+def test_pictures_that_change_are_not_stored_as_those_before(
+    profile: str, pictures: Path, tmp_path: Path, plugging: None
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(pictures, own)
+
+    class Meddling(Metric):
+        """Replaces a picture while the first of them is scored."""
+
+        name = "meddling"
+
+        def score(self, images: Any, references: Any) -> Any:
+            shutil.copy(own / "a.png", own / "b.png")
+            return np.ones(len(images))
+
+    plugins.register(Meddling)
+    fields = {"deliveries": ["digital-jpeg"], "snr_db": [20], "metrics": ["meddling"]}
+    sweep = picture_grid(profile, own, **fields)
+    (point,) = sweep.points()
+    outcome = run(sweep, runs=tmp_path / "runs")
+    assert (outcome.rows, outcome.measured) == ([], 0)
+    assert "pictures: those at" in outcome.failed[0][1]
+    with pytest.raises(MismatchError, match="pictures: those at"):
+        Evaluator(command.model_bank(profile), ResultStore(tmp_path)).measure(point)
+    assert run(sweep, runs=tmp_path / "runs").measured == 1, "as the pictures are now"
 
 
 @pytest.mark.parametrize(

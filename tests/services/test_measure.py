@@ -344,7 +344,7 @@ async def test_the_quality_of_a_load_test_is_measured_after_it(
     assert f"than WebP of equal PSNR ({np.mean(list(quality.psnr_db.values())):.1f} dB)" in verdict
     page = (tmp_path / "report.md").read_text()
     assert "The PSNR of the deliveries was not measured: the load test ran with `--measure no`." in page
-    assert "| PSNR of all that decoded, dB | - | - |  |" in page
+    assert "| PSNR of those that decoded, dB | - | - |  |" in page
     assert all(asdict(each)["link_report"]["psnr_db"] is None for each in answers)
 
 

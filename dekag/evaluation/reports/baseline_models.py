@@ -64,7 +64,7 @@ def naming_values(results: Path) -> dict[str, str]:
     scores = read_json(folder / "scores.json")
     pairs = {row["number"] for row in read_json(folder / KEY) if "companion" in row}
     wrong = {each["number"] for own in scores.values() for each in own["wrong"] if each["of"] == "subject"}
-    twice = {f"naming_{model}_twice": len(own["twice"]) for model, own in scores.items()}
+    twice = {f"naming_{model}_twice": len(own.get("twice", [])) for model, own in scores.items()}
     counts = {"naming_pairs": len(pairs), "naming_pairs_right": len(pairs - wrong), **twice}
     return {name: str(count) for name, count in counts.items()} | {"naming_twice": str(sum(twice.values()))}
 

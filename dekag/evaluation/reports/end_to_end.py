@@ -137,14 +137,22 @@ def break_even(results: Path) -> Lines:
 
 
 def smaller_updates(results: Path) -> Lines:
-    """Break-even of every form of the updates that ship, against the same files."""
-    webp = {row["topic"]: row["webp_bytes"] for row in read_rows(results / FOLDER / "break-even.jsonl")}
+    """Break-even of every form of the updates that ship, against the same files.
+
+    Raises:
+        NotMeasuredError: the files were made for other updates, or there are no forms.
+    """
+    rows = read_rows(results / FOLDER / "break-even.jsonl")
+    webp = {row["topic"]: row["webp_bytes"] for row in rows}
+    made_for = {row["topic"]: row["update_bytes"] for row in rows}
     path = results / makd.FOLDER / "updates.jsonl"
     if not path.exists():
         raise NotMeasuredError(makd.COMMAND)
     tried: dict[str, list[tuple[int, float, float]]] = {}
     for each in read_rows(path):
         if each["topic"] in webp:
+            if each["bytes"] != made_for[each["topic"]]:
+                raise NotMeasuredError(COMMAND)
             for rung in each["ladder"]:
                 found = (rung["bytes"], rung["gain"], rung["bytes"] / webp[each["topic"]])
                 tried.setdefault(rung["form"], []).append(found)

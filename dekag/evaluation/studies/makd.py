@@ -34,6 +34,7 @@ from dekag.evaluation.statistics import bootstrap_ci95, bootstrap_mean, mean_of,
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.generation.machine import TrainingMachine, read
 from dekag.generation.models import Generator
+from dekag.generation.trajectories import check_teachable
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import BITS, METHODS, DistillConfig
 from dekag.makd.topics import TopicPrompts
@@ -180,7 +181,7 @@ class MakdStudy:
 
         result: dict[str, list[Row]] = self.store.json("cells", self.key("ends", topic), measure)
         scale = DistillConfig(**self.bank.profile.distill.given()).guidance_scale
-        if scale == self.bank.edge.guidance_scale:  # then it is the first
+        if scale == self.bank.profile.edge.guidance_scale:  # then it is the first
             return result
 
         def measure_guided() -> list[Row]:
@@ -237,7 +238,7 @@ class MakdStudy:
         topic, images = self.draw(training)
         prompts = self.test_prompts(training.topic)
         references = self.references(training.topic, prompts)
-        targets, n = targets_of(images, self.bank.edge), len(topic.prompts)
+        targets, n = targets_of(images, self.bank.edge, config), len(topic.prompts)
         learnt, held_out = targets.rows(slice(n)), targets.rows(slice(n, None))
         machine = read(TrainingMachine)
         start = time.perf_counter()
@@ -455,6 +456,8 @@ def run_gka(
     bank = model_bank(profile)
     _ = bank.evaluators
     base = DistillConfig(**bank.profile.distill.given())
+    if plan.train and base.objective == "trajectories":
+        check_teachable(bank.profile)
     measured = measure(base, profile=profile, prompts=prompts, plan=plan, workers=workers, runs=runs)
     edge_bytes = model_bytes(bank.edge)
     write(measured, base, results, edge_bytes)
@@ -480,7 +483,7 @@ def write(measured: MakdResults, base: DistillConfig, results: Path, edge_bytes:
         for method in (*unaligned, *trained, *shipped, "ceiling")
     }
     scored = {method: [{"method": method, **row} for row in own] for method, own in rows.items()}
-    kept = {} if trained else _trained_earlier(folder, scored["none"])
+    kept = {} if trained else _trained_earlier(folder, scored["none"], base)
     scored = {name: scored.pop(name) for name in unaligned} | kept | scored
     write_rows(folder / "methods.jsonl", [row for own in scored.values() for row in own])
     updates = [{**row, "rows": _means(row["rows"])} for row in measured.shipped.values()]
@@ -501,13 +504,17 @@ def write(measured: MakdResults, base: DistillConfig, results: Path, edge_bytes:
     figures(rows, sizes, results, edge_bytes)
 
 
-def _trained_earlier(folder: Path, none: list[Row]) -> dict[str, list[Row]]:
-    """Rows of the methods that an earlier run trained, if it measured the same models on the same prompts."""
+def _trained_earlier(folder: Path, none: list[Row], base: DistillConfig) -> dict[str, list[Row]]:
+    """Rows of the methods that an earlier run trained with the same settings, models and prompts."""
     found: dict[str, list[Row]] = {}
-    path = folder / "methods.jsonl"
+    path, trainings = folder / "methods.jsonl", folder / "trainings.jsonl"
     for row in read_rows(path) if path.exists() else []:
         found.setdefault(row["method"], []).append(row)
-    same = found.get("none") == none
+    configs = [row["config"] for row in read_rows(trainings)] if trainings.exists() else []
+    known = {"objective": "images"}  # what earlier runs, which do not name it, trained with
+    same = found.get("none") == none and any(
+        {**known, **each, "seed": base.seed} == base.as_dict() for each in configs
+    )
     return {method: own for method, own in found.items() if same and method in METHODS}
 
 

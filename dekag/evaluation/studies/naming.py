@@ -27,7 +27,7 @@ from dekag.evaluation.statistics import proportion_ci95
 from dekag.generation.models import Generator
 from dekag.profile import load_profile
 from dekag.stickers.subjects import SUBJECT_BY_NAME
-from dekag.training.data import scene_number
+from dekag.training.data import SPLIT_START, scene_number
 from dekag.training.worlds import STICKERS, World
 
 FOLDER, COMMAND = "naming", "dekag experiment naming"
@@ -208,9 +208,12 @@ def score(folder: Path) -> dict[str, Any]:
         colours.
 
     Raises:
-        FileError: an answer is missing or a mark is unknown.
+        FileError: an answer is missing or a mark is unknown; or the key names one subject of a pair.
     """
     key = {row["number"]: row for row in read_json(folder / KEY)}
+    if any(_lacks_companion(row) for row in key.values()):
+        problem = "names one subject of prompts of two: move the folder away, draw anew, and ask again"
+        raise FileError(folder / KEY, problem)
     with (folder / ANSWERS).open(newline="") as file:
         answers = {int(row["number"]): row for row in csv.DictReader(file)}
     found: dict[str, Any] = {}
@@ -250,6 +253,15 @@ def score(folder: Path) -> dict[str, Any]:
                 counts["percent"] = round(100 * counts["right"] / counts["asked"], 1)
                 counts["ci95"] = [round(100 * end, 1) for end in interval]
     return found
+
+
+def _lacks_companion(row: Mapping[str, Any]) -> bool:
+    """Whether a key, as it was written once, leaves out the second subject of a prompt."""
+    number = row["seed"] - SPLIT_START["test"]
+    if "companion" in row or number < 0:
+        return False
+    scene, _ = scene_number("test", number, STICKERS.scenes(cloud=row["model"] == "cloud"))
+    return scene.subject == row["subject"] and scene.companion is not None
 
 
 def _is_twice(answer: str, row: Mapping[str, Any]) -> bool:

@@ -6,12 +6,30 @@ from collections.abc import Sequence
 
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
-from dekag.evaluation.sweeps.grid import DIGITAL, PIXELS, WORLD, EvaluationPoint, PictureSource
+from dekag.evaluation.sweeps.grid import DIGITAL, PIXELS, WORLD, EvaluationPoint, PictureSource, Sweep
 from dekag.inventory import latent_shape
 from dekag.pictures import Tiling
+from dekag.profile import load_profile
 
-JUDGED = ("clip", "dino", "consistency")
+JUDGED = ("clip", "dino", "consistency", "probe")
 """Metrics that need the profile's scorer."""
+
+
+def check_metrics(sweep: Sweep) -> None:
+    """Refuse the metric probe, if it was asked for, of a profile without a probe.
+
+    As one of the usual metrics, it only has no values then.
+
+    Raises:
+        InvalidInputError: names the field of the sweep.
+        NotFoundError: there is no such profile.
+    """
+    if "probe" not in sweep.metrics or "metrics" not in sweep.model_fields_set:
+        return
+    scorer = load_profile(sweep.profile).scorer
+    if scorer is None or scorer.probe is None:
+        allowed = f"without probe, as the profile {sweep.profile} names no scorer.probe"
+        raise InvalidInputError("metrics", allowed, ", ".join(sweep.metrics))
 
 
 def check_points(points: Sequence[EvaluationPoint]) -> None:

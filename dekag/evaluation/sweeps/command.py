@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from dekag.console import plain_console
 from dekag.documents import read_json
-from dekag.energy import NO_COUNTERS
 from dekag.errors import DekagError
 from dekag.evaluation.models import model_bank
 from dekag.evaluation.pages import Row, write_rows
@@ -29,7 +28,7 @@ from dekag.evaluation.plots import write_plot
 from dekag.evaluation.registry import RESULTS, current_commit, record
 from dekag.evaluation.runner import WorkerDied, machine, run_on_ray, run_serially
 from dekag.evaluation.store import ResultStore, write_whole
-from dekag.evaluation.sweeps.checks import check_points
+from dekag.evaluation.sweeps.checks import check_metrics, check_points
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, identity
 from dekag.evaluation.sweeps.grid import DELIVERIES, EvaluationPoint, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import metric_plot, table
@@ -80,6 +79,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
     points = sweep.points()
     paths = {point: store.path("cells", point.key(known)) for point in points}
     todo = [point for point in points if not paths[point].exists()]
+    check_metrics(sweep)
     check_points(todo)
     failed: list[tuple[EvaluationPoint, str]] = []
     measured = 0
@@ -105,7 +105,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
                 "hashes": hashes,
                 "commit": commit,
                 "machine": where,
-                **{name: value for name, value in asdict(found).items() if value is not None},
+                **asdict(found),
             }
             write_whole(paths[point], json.dumps(row).encode())
     rows = [read_json(paths[point]) for point in points if paths[point].exists()]
@@ -189,8 +189,6 @@ def run_sweep(
         for metric in sweep.metrics:
             write_plot(metric_plot(outcome.rows, metric), folder / f"{metric}.svg")
         console.print(f"{outcome.measured} points measured, {read} read -> {folder}", soft_wrap=True)
-        if outcome.measured and not any("joules" in row for row in outcome.rows):
-            console.print(NO_COUNTERS, soft_wrap=True)
     if as_json:
         failed = [{"cell": described(point), "error": why} for point, why in outcome.failed]
         summary = {"measured": outcome.measured, "read": read, "failed": failed, "folder": str(folder)}

@@ -12,7 +12,8 @@ arriving; `psnr_db` is against the cloud's image.
 A picture of a user's own: every metric is against the picture. A digital sender goes by PSNR, and the
 receiver shows grey where nothing arrives. The codec of pixels sends the picture as `dekag link` does.
 
-Over a trace, a digital sender still expects Rayleigh fading; whether its file arrives, the trace decides.
+Over a trace, a digital sender still expects Rayleigh fading; whether its file arrives, the trace decides. It
+chooses by the SNR that was reported; how likely its file arrives follows from the true one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from tqdm import tqdm
 
 from dekag import plugins
 from dekag.cala.methods import AdaptedCodec
-from dekag.energy import EnergyMeter
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.prompts import Prompt, edge_prompts
@@ -59,10 +59,11 @@ from dekag.generation.loading import folder_hash, pipeline_hash
 from dekag.generation.machine import machine_placement
 from dekag.generation.models import LatentEncoder
 from dekag.generation.profile import Role
+from dekag.link import trace
 from dekag.link.conditions import LinkConditions
 from dekag.link.image_coding import decode, encode
 from dekag.link.mcs import CodewordLayout
-from dekag.link.outage import effective_snr_db, success, useful_powers
+from dekag.link.outage import effective_snr_db, loss_probability, success, useful_powers
 from dekag.makd.topics import read_topics
 from dekag.metrics.features import encoder_hashes
 from dekag.metrics.image import psnr_db
@@ -120,6 +121,18 @@ def channel_seed(point: EvaluationPoint, prompt_seed: int) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(known).encode()).digest()[:6], "big")
 
 
+def _check_sources(point: EvaluationPoint) -> None:
+    """Raises MismatchError unless pictures and trace are those under whose hashes the point is stored."""
+    source, traces = point.pictures, point.traces
+    if source is not None and source.found().content_hash() != source.content_hash:
+        raise MismatchError(f"pictures: those at {source.path} are not the ones that the sweep started with")
+    if traces is None or point.link.trace is None:
+        return
+    if trace.content_hash(point.link.trace, point.trace_folder) != traces.content_hash:
+        told = f"{point.link.trace} in {traces.path} is not the one that the sweep started with"
+        raise MismatchError(f"traces: {told}")
+
+
 def as_one(hashes: Mapping[str, str]) -> str:
     """One hash of them all, and of the code's version."""
     return hashlib.sha256(json.dumps([VERSION, dict(hashes)], sort_keys=True).encode()).hexdigest()
@@ -135,8 +148,6 @@ class Measurement:
         backhaul_bytes: that an image took from cloud to edge, on average; updates are not counted.
         update_bytes: size of the update that the edge drew with; 0 without.
         seconds: that the measurement took.
-        joules: of the processor for an image, on average, with all that the measurement took; None where the
-            machine has no counters that can be read.
     """
 
     metrics: dict[str, list[float | None]]
@@ -144,7 +155,6 @@ class Measurement:
     backhaul_bytes: float
     update_bytes: int
     seconds: float
-    joules: float | None = None
 
 
 @dataclass
@@ -154,12 +164,10 @@ class Evaluator:
     Attributes:
         bank: the models.
         store: where images and ladders are kept between runs.
-        meter: of the processor's energy.
     """
 
     bank: ModelBank
     store: ResultStore
-    meter: EnergyMeter = field(default_factory=EnergyMeter)
     _latents: dict[tuple[str, int, bool], torch.Tensor] = field(default_factory=dict)
     _ladders: dict[tuple[str, int], ImageSet] = field(default_factory=dict)
     _without_a_link: dict[tuple[str, int, bool, tuple[str, ...]], dict[str, Array]] = field(
@@ -202,9 +210,10 @@ class Evaluator:
         Raises:
             InvalidInputError: the point asks for a codec that there is not.
             NotFoundError: the profile has no update of the topic.
+            MismatchError: the pictures or the trace are not those of the point, here or any more.
         """
+        _check_sources(point)
         start = time.perf_counter()
-        self.meter.joules()  # what was used before
         if point.pictures is not None:
             metrics, uses = self._pictures(point, point.pictures)
             sent, update_bytes = 0.0, 0
@@ -220,9 +229,9 @@ class Evaluator:
             name: [round(float(v), 4) if math.isfinite(v) else None for v in values]
             for name, values in metrics.items()
         }
-        seconds, joules = round(time.perf_counter() - start, 3), self.meter.joules()
-        each = None if joules is None else round(joules / point.prompts, 6)
-        return Measurement(chosen, uses, sent, update_bytes, seconds, each)
+        seconds = round(time.perf_counter() - start, 3)
+        _check_sources(point)  # which may have changed meanwhile
+        return Measurement(chosen, uses, sent, update_bytes, seconds)
 
     def _semantic(self, point: EvaluationPoint) -> tuple[dict[str, Array], float]:
         if point.delivery.codec == "prompt":
@@ -428,11 +437,16 @@ class Evaluator:
     def _arrives(self, point: EvaluationPoint, choice: Choice, file_bytes: int, seed: int) -> float:
         """The chance that a file arrives.
 
-        A sender cannot know a trace and assumes Rayleigh fading. What arrives is decided by the gains that
-        the file meets.
+        A sender knows the SNR that was last reported, and not the true one. It cannot know a trace and
+        assumes Rayleigh fading. What arrives is decided by the true SNR and by the gains that the file meets.
         """
-        if point.link.fading != "trace" or choice.coding is None:
+        if choice.coding is None:
             return choice.arrives
+        if point.link.fading != "trace":
+            if point.link.sender_snr_db == point.link.snr_db:
+                return choice.arrives
+            truth = point.link.model_copy(update={"reported_snr_db": None})
+            return 1 - loss_probability(choice.coding, file_bytes, truth)
         layout = CodewordLayout.of(file_bytes, choice.coding)
         sent = torch.ones(1, layout.channel_uses, dtype=torch.complex64)
         reception = apply_channel(sent, point.link, seed, traces=point.trace_folder)

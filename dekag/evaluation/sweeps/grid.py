@@ -235,6 +235,8 @@ class EvaluationPoint(Document):
             known["digital"] = DIGITAL_VERSION
             if self.link.fading == "trace":
                 known["played"] = 1  # files arrive as the trace lets them, not as their sender expects
+            elif self.link.sender_snr_db != self.link.snr_db:
+                known["arrives"] = 1  # as the true SNR lets files, not as their sender expects
         elif (self.link.fading, self.link.csi) == ("rayleigh-magnitude", "none"):
             known["told"] = 2  # codecs are told of a direct path, since gains are positive
         return content_key(identity, known, sort_keys=True)
@@ -306,6 +308,12 @@ class Sweep(Document):
             raise PydanticCustomError("pictures", "{names}: no model generates pictures of your own", names)
         if "probe" in self.metrics:
             raise PydanticCustomError("pictures", "probe: is for generated images only")
+        return self
+
+    @model_validator(mode="after")
+    def _traces_are_played(self) -> Self:
+        if self.traces is not None and not any(link.get("trace") for link in self.links):
+            raise PydanticCustomError("traces", "traces must be left out unless a link plays a trace")
         return self
 
     @field_validator("deliveries", "topics", "links", "snr_db", "cbr", "seeds", "metrics")

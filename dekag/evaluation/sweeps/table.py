@@ -40,7 +40,6 @@ def values_of(rows: Sequence[Row], metric: str) -> npt.NDArray[np.float64]:
 def table(rows: Sequence[Row]) -> list[str]:
     """A Markdown table: one line for each delivery, channel, SNR and rate, means over topics and seeds."""
     metrics = list(rows[0]["metrics"]) if rows else []
-    metered = any("joules" in row for row in rows)
     groups: dict[tuple[str, str, float, float], list[Row]] = {}
     for row in rows:
         point = row["cell"]
@@ -50,16 +49,12 @@ def table(rows: Sequence[Row]) -> list[str]:
     for (delivery, link, snr_db, cbr), own in groups.items():
         values = [values_of(own, name) for name in metrics]
         uses = np.mean([row["channel_uses"] for row in own])
-        joules = np.array([row.get("joules", math.nan) for row in own], dtype=np.float64)
         lines.append(
             [delivery, link, f"{snr_db:g}", f"1/{1 / cbr:.0f}"]
             + [_mean(value) for value in values]
-            + [f"{uses:.0f}"]
-            + [_mean(joules)] * metered
-            + [str(len(values[0]) if values else 0)]
+            + [f"{uses:.0f}", str(len(values[0]) if values else 0)]
         )
-    energy = ["energy, J"] * metered
-    header = ["delivery", "channel", "SNR, dB", "CBR", *metrics, "channel uses", *energy, "images"]
+    header = ["delivery", "channel", "SNR, dB", "CBR", *metrics, "channel uses", "images"]
     return markdown(header, lines, words=(0, 1))
 
 

@@ -319,7 +319,7 @@ def verdict(found: Mapping[str, Any]) -> str:
         own = found["files"][main]
         quality = found["consistency"]
         at = f" ({quality['mean']:.2f})" if main == EQUAL and quality["mean"] is not None else ""
-        usual = f"WebP of quality 75 ({_better(found['usual_psnr_db']['mean'], found['psnr_db']['mean'])})"
+        usual = f"WebP of quality 75 ({_compared(found['usual_psnr_db']['mean'], found['psnr_db']['mean'])})"
         named = f"WebP of equal consistency{at}" if main == EQUAL else usual
         parts[0] += f", {_more_or_less(own['saved_percent'])} than {named}"
     parts.append(f"**{found['channel_uses']:,} channel uses** edge-user")
@@ -334,11 +334,14 @@ def verdict(found: Mapping[str, Any]) -> str:
     return "; ".join(parts) + "."
 
 
-def _better(theirs: float | None, ours: float | None) -> str:
+def _compared(theirs: float | None, ours: float | None) -> str:
     """What is known of the quality of files as conventional delivery sends them, and of ours."""
     if theirs is None or ours is None:
-        return "better images; quality not measured"
-    return f"better images: PSNR {theirs:.1f} dB, ours {ours:.1f} dB"
+        return "quality not measured"
+    word = "better" if theirs > ours else "worse"
+    said = [f"{each:.1f} dB" for each in (theirs, ours)]
+    quality = "equally good images" if said[0] == said[1] else f"{word} images"
+    return f"{quality}: PSNR {said[0]}, ours {said[1]}"
 
 
 def _untaught(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -291,6 +291,31 @@ def test_energy_is_a_column_where_the_machine_can_tell(
     assert [row["joules"] for row in rows(tmp_path / "b")] == [2.5, 2.5]
 
 
+def test_the_limit_is_the_autoencoders_and_takes_no_energy_of_a_delivery(
+    folder: Path, tmp_path: Path, dummy_profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.cli import link as command
+
+    powercap, measure, spent = tmp_path / "powercap", SemanticLink._autoencoder_psnr_db, 0
+    put_counter(powercap, 0)
+
+    def measured(*arguments: Any) -> float | None:
+        nonlocal spent
+        spent += 2_500_000
+        put_counter(powercap, spent)
+        return measure(*arguments)
+
+    monkeypatch.setattr(SemanticLink, "_autoencoder_psnr_db", measured)
+    deliveries = ["semantic", "semantic-unaligned", "conventional"]
+    options = command.LinkOptions(deliveries, LinkConditions(), 1 / 96, profile=str(dummy_profile))
+    assert command.run_link(folder, options, output=tmp_path / "out", powercap=powercap) == 0
+    found = rows(tmp_path / "out")
+    assert spent, "it was measured"
+    assert [row["joules"] for row in found] == [0.0] * 6
+    alone = SemanticLink.load(dummy_profile).picture(folder / "a.png", seed=0)
+    assert [row["autoencoder_psnr_db"] for row in found[:3]] == [alone.autoencoder_psnr_db] * 2 + [None]
+
+
 def test_what_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
     done = link(tmp_path / "nowhere")
     assert done.exit_code == 2

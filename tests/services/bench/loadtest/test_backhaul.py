@@ -53,6 +53,20 @@ def test_without_files_of_equal_quality_those_that_were_sent_are_compared() -> N
     )
 
 
+@pytest.mark.parametrize(
+    ("theirs_db", "said"),
+    [
+        (26.0, "(better images: PSNR 26.0 dB, ours 20.0 dB)"),
+        (18.0, "(worse images: PSNR 18.0 dB, ours 20.0 dB)"),
+        (20.01, "(equally good images: PSNR 20.0 dB, ours 20.0 dB)"),
+        (None, "(quality not measured)"),
+    ],
+)
+def test_the_numbers_say_whose_images_are_better(theirs_db: float | None, said: str) -> None:
+    own = found()
+    assert said in verdict({**own, "usual_psnr_db": {**own["usual_psnr_db"], "mean": theirs_db}})
+
+
 def test_files_of_equal_quality_are_the_verdicts() -> None:
     own = found(quality=SCORED)
     assert own["main"] == EQUAL
