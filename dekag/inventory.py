@@ -205,7 +205,8 @@ def _reads_prompts(part: Part) -> bool:
 def _said(part: Part, name: str) -> dict[str, Any]:
     """A JSON file of a part; empty if it has none."""
     path = (part.folder or Path("nowhere")) / name
-    return dict(read_json(path)) if path.exists() else {}
+    said = read_json(path) if path.exists() else {}
+    return said if isinstance(said, dict) else {}
 
 
 def problems(profile: Profile, found: list[Part], machine: Machine = _USUAL) -> list[str]:

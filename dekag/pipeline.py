@@ -237,9 +237,9 @@ class Sender:
         Args:
             conditions: of the link.
             latent_shape: (channels, h, w) of a tile.
-            tiling: of the picture; its CBR relates to the picture without padding, but for a codec of pixels
-                that is a plug-in, which has the numbers of symbols of its tiles.
-            cbr: channel uses per source value of the picture; has no effect with a target.
+            tiling: of the picture; its CBR relates to the picture without padding.
+            cbr: channel uses per source value of the picture; has no effect with a target. A codec of pixels
+                that is a plug-in may send fewer, as it has only some numbers of symbols.
             target_psnr_db: PSNR to reach against what the autoencoder makes of the picture, dB.
 
         Raises:
@@ -253,7 +253,7 @@ class Sender:
         from dekag.pixel_modules import PixelModules
 
         if isinstance(self.codec, PixelModules):
-            return Rate(self.codec.channel_uses(latent_shape, cbr) * tiling.count)
+            return Rate(self.codec.channel_uses(tiling, cbr))
         most = self.codec.max_channel_uses(latent_shape) * tiling.count
         channel_uses = round(cbr * tiling.source_values) if math.isfinite(cbr) else 0
         if not 0 < cbr <= most / tiling.source_values:

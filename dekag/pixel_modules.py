@@ -7,12 +7,14 @@ metrics. No code and no weights of other projects are part of this one.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from operator import index
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -28,10 +30,13 @@ from dekag.cala.restoration import RestorationTable
 from dekag.checksums import add_file
 from dekag.codec.constellation import quantize_to_qam, unit_power
 from dekag.codec.jscc import BITS_PER_SYMBOL, MODULATIONS, Modulation
+from dekag.documents import read_json
 from dekag.errors import DekagError, InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.loading import folder_hash
 from dekag.link.conditions import EqualizerKind
+from dekag.pictures import Tiling
 from dekag.pixel_codec import PixelCodec, PixelShape
+from dekag.sources import imported_sources
 
 
 class PixelModules(nn.Module, ABC):
@@ -71,7 +76,7 @@ class PixelModules(nn.Module, ABC):
     def symbol_counts(self, height: int, width: int) -> Sequence[int]:
         """The numbers of complex symbols that a tile can be sent with, ascending; one if its rate is fixed.
 
-        The link takes the largest one that the requested rate allows.
+        The link takes the largest one that the requested rate allows for the picture without padding.
         """
 
     @abstractmethod
@@ -103,20 +108,22 @@ class PixelModules(nn.Module, ABC):
         """The most symbols that a tile (3, height, width) can be sent with."""
         return self._counts(shape)[-1]
 
-    def channel_uses(self, shape: PixelShape, cbr: float) -> int:
-        """The symbols of a tile (3, height, width) at a rate: the most that the rate allows.
+    def channel_uses(self, tiling: Tiling, cbr: float) -> int:
+        """The symbols of a picture at a rate: the most that the rate allows, without padding, in equal tiles.
 
         Raises:
             InvalidInputError: the rate is no number above 0, or the codec needs a higher one; names it.
         """
         if not (math.isfinite(cbr) and cbr > 0):
             raise InvalidInputError("cbr", "a number above 0", cbr)
-        counts, values = self._counts(shape), shape[0] * shape[1] * shape[2]
-        place = bisect_right(counts, round(cbr * values))
+        counts = self._counts((3, tiling.tile_height, tiling.tile_width))
+        # what is padded brings no symbols: other senders of the picture have none for it either
+        place = bisect_right(counts, round(cbr * tiling.source_values) // tiling.count)
         if not place:
-            lowest = f"at least {counts[0] / values:.6g} for the codec of pixels {self.name}"
-            raise InvalidInputError("cbr", lowest, cbr)
-        return counts[place - 1]
+            lowest = counts[0] * tiling.count / tiling.source_values
+            allowed = f"at least {lowest:.6g} for this size and the codec of pixels {self.name}"
+            raise InvalidInputError("cbr", allowed, cbr)
+        return counts[place - 1] * tiling.count
 
     @torch.inference_mode()
     def encode(
@@ -169,8 +176,15 @@ class PixelModules(nn.Module, ABC):
         return torch.cat(images).float().mul(2).sub(1)
 
     def _counts(self, shape: PixelShape) -> list[int]:
-        """`symbol_counts` of a tile; MismatchError unless they ascend from 1 or more."""
-        counts = [*self._called("symbol_counts", shape[1], shape[2])]
+        """`symbol_counts` of a tile; MismatchError unless they are integers that ascend from 1 or more."""
+        found = self._called("symbol_counts", shape[1], shape[2])
+        try:
+            counts = [index(each) for each in found]
+        except TypeError:
+            raise MismatchError(
+                f"symbol_counts of the codec of pixels {self.name} must return a list of integers; "
+                f"got {str(found)[:80]}"
+            ) from None
         if not counts or counts[0] < 1 or any(b <= a for a, b in pairwise(counts)):
             raise MismatchError(
                 f"symbol_counts of the codec of pixels {self.name} must ascend from 1 or more; "
@@ -212,14 +226,16 @@ def load_pixel_codec(folder: Path | str) -> AnyPixelCodec:
     """The codec of pixels in a folder, of the class that `_class_name` in its config.json names.
 
     Raises:
-        NotFoundError: no class of that name is loaded.
-        MismatchError: the plug-in cannot load the folder.
+        NotFoundError: no class of that name is loaded, or the folder has no config.json.
+        MismatchError: that file is damaged, the plug-in cannot load the folder, or its sizes do not fit.
     """
     known = _class_of(folder)
     if not issubclass(known, PixelModules):
         return known.load(folder)
     try:
         codec = known.load(Path(folder))
+        _check(codec, known)
+        codec.eval()
     except DekagError:
         raise
     except Exception as error:  # anything that a plug-in raises
@@ -227,7 +243,6 @@ def load_pixel_codec(folder: Path | str) -> AnyPixelCodec:
         raise MismatchError(
             f"the codec of pixels {known.name} cannot be loaded from {folder}: {why}"
         ) from error
-    codec.eval()
     codec.base_hash = pixel_codec_hash(folder)
     return codec
 
@@ -235,12 +250,15 @@ def load_pixel_codec(folder: Path | str) -> AnyPixelCodec:
 def pixel_codec_hash(folder: Path | str) -> str:
     """SHA-256 (hex) of what results of a codec of pixels depend on: its weights, and a plug-in's code.
 
-    A plug-in may read files of any kind: all of its folder count, but for those that begin with a dot.
+    A plug-in may read files of any kind: all of its folder count, but for those that begin with a dot. Of its
+    code, the plug-in's file and what that imports count, but not installed packages.
     """
     known = _class_of(folder)
     if not issubclass(known, PixelModules):
         return folder_hash(folder)
     digest = hashlib.sha256(plugins.code_hashes()[f"pixel_codec {known.name}"].encode())
+    for file in _code(known):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
     for file in _files(Path(folder)):
         digest.update(os.fsencode(file.relative_to(folder).as_posix()) + b"\0")
         add_file(digest, file)
@@ -249,7 +267,7 @@ def pixel_codec_hash(folder: Path | str) -> str:
 
 def _class_of(folder: Path | str) -> type[AnyPixelCodec]:
     known = {each.__name__: each for each in map(_codec, plugins.names("pixel_codec"))}
-    named = PixelCodec.load_config(folder).get("_class_name", PixelCodec.__name__)
+    named = _config(folder).get("_class_name", PixelCodec.__name__)
     if named not in known:
         raise NotFoundError(
             f"the codec of pixels in {folder} is a {named}, not one of {', '.join(known)}; load its plug-in"
@@ -257,9 +275,46 @@ def _class_of(folder: Path | str) -> type[AnyPixelCodec]:
     return known[named]
 
 
+def _config(folder: Path | str) -> dict[str, Any]:
+    """What config.json in the folder of a codec of pixels holds; nothing is asked of a hub."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise NotFoundError(f"the codec of pixels has no {path}")
+    try:
+        config = read_json(path)
+    except InvalidInputError as error:
+        raise MismatchError(f"the codec of pixels cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise MismatchError(f"the codec of pixels cannot be read: {path} holds no object")
+    return config
+
+
+def _check(codec: Any, known: type[PixelModules]) -> None:
+    """MismatchError unless `load` made a codec whose tiles can be cut."""
+    if not isinstance(codec, PixelModules):
+        raise MismatchError(
+            f"load of the codec of pixels {known.name} must return a {PixelModules.__name__}; "
+            f"got {type(codec).__name__}"
+        )
+    step, tile = codec.step, codec.tile
+    if not (isinstance(step, int) and isinstance(tile, int) and step >= 1 and tile >= 1 and tile % step == 0):
+        raise MismatchError(
+            f"step of the codec of pixels {known.name} must be an integer of 1 or more, and tile a multiple "
+            f"of it; got step {step} and tile {tile}"
+        )
+
+
 def _codec(name: str) -> type[AnyPixelCodec]:
     found: type[AnyPixelCodec] = plugins.get("pixel_codec", name)
     return found
+
+
+def _code(known: type[PixelModules]) -> list[Path]:
+    """Files of a user's own that the plug-in's file imports, where the network usually is."""
+    try:
+        return imported_sources(Path(inspect.getfile(known)))
+    except (OSError, TypeError):
+        return []  # a class that was made without a file
 
 
 def _files(folder: Path) -> Iterator[Path]:

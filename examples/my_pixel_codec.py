@@ -66,10 +66,14 @@ class DeepJscc(PixelModules):
 
     def shape(self, height: int, width: int) -> torch.Size:
         """The shape of the encoder's values of such an image; a trial says so, as padding differs."""
-        if (height, width) not in self._shapes:
-            with torch.inference_mode():
-                self._shapes[height, width] = self.encoded(torch.zeros(1, 3, height, width), 10.0).shape
-        return self._shapes[height, width]
+        if (known := self._shapes.get((height, width))) is not None:
+            return known
+        with torch.inference_mode():
+            shape = self.encoded(torch.zeros(1, 3, height, width), 10.0).shape
+        if len(self._shapes) >= 64:  # sizes of pictures are endless
+            self._shapes.clear()
+        self._shapes[height, width] = shape
+        return shape
 
     def symbol_counts(self, height: int, width: int) -> Sequence[int]:
         """One: the rate is that of the architecture."""
@@ -171,7 +175,7 @@ class SwinJscc(PixelModules):
         heard = to_real(
             symbols[:, : self.header], torch.Size([self.channels + self.scale_bits, self.repeats])
         )
-        soft = heard.sum(dim=1)
+        soft = heard.clamp(-1, 1).sum(dim=1)  # zero forcing enlarges the noise of faded repeats
         kept = soft[: self.channels].topk(rate).indices.sort().values
         level = sum(int(bit > 0) << place for place, bit in enumerate(soft[self.channels :]))
         count = height * width // self.positions

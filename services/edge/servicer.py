@@ -99,6 +99,7 @@ class _OpenedPicture:
         tiling: how it is cut.
         latents: of the tiles, or their pixels; None for a conventional delivery.
         autoencoder_psnr_db: PSNR of what the autoencoder makes of it, dB; None if not measured.
+        rate: of the whole picture; None where it is not sent as pixels.
     """
 
     picture: Picture
@@ -106,6 +107,22 @@ class _OpenedPicture:
     tiling: Tiling
     latents: torch.Tensor | None = None
     autoencoder_psnr_db: float | None = None
+    rate: Rate | None = None
+
+
+def _tiles_rate(
+    request: DeliveryRequest,
+    codec: AlignedCodec | AnyPixelCodec,
+    shape: tuple[int, int, int],
+    tiling: Tiling,
+) -> Rate:
+    """The rate of the whole picture; InvalidInputError names the field within the request."""
+    try:
+        return Sender(codec).tiles_rate(
+            request.link, shape, tiling, cbr=request.cbr, target_psnr_db=request.target_psnr_db
+        )
+    except InvalidInputError as error:
+        raise error.within("link") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -538,16 +555,7 @@ class EdgeServicer(DownlinkServicer):
         if opened.latents is not None:
             codec, adapters_bytes = await self._codec(request)
             _, *shape = opened.latents.shape
-            try:
-                rate = Sender(codec).tiles_rate(
-                    request.link,
-                    (shape[0], shape[1], shape[2]),
-                    tiling,
-                    cbr=request.cbr,
-                    target_psnr_db=request.target_psnr_db,
-                )
-            except InvalidInputError as error:
-                raise error.within("link") from None
+            rate = opened.rate or _tiles_rate(request, codec, (shape[0], shape[1], shape[2]), tiling)
             transmission = await self._encoded(request, codec, rate, opened.latents, tiling)
             report = transmission.report
             report.hops.add(hop="cloud-edge", sent_bytes=adapters_bytes)
@@ -583,7 +591,11 @@ class EdgeServicer(DownlinkServicer):
         if not request.jscc:
             return _OpenedPicture(picture, png, tiling)
         if not request.sends_latents:
-            return _OpenedPicture(picture, png, tiling, from_pixels(tiling.split(picture.pixels)))
+            # here, in the worker, as a plug-in may compute for its numbers of symbols
+            shape = (3, tiling.tile_height, tiling.tile_width)
+            rate = _tiles_rate(request, self._codecs.of_pixels(), shape, tiling)
+            tiles = from_pixels(tiling.split(picture.pixels))
+            return _OpenedPicture(picture, png, tiling, tiles, rate=rate)
         decoder = self._generator.generator.decoder
         latents = LatentEncoder(decoder).encode(tiling.split(picture.pixels))
         ceiling = None

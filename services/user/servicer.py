@@ -184,7 +184,7 @@ class UserServicer(UserBase):
     ) -> ReceivedImage:
         transmission = await frames.transmission()
         request, tiling = self._sized(transmission, request)
-        self._check(transmission, request, tiling)
+        await self._check(transmission, request, tiling)
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         reception = _reception(transmission, request)
         (((pixels, png), adapters_bytes), ready), (reference, comparing_s) = await asyncio.gather(
@@ -231,7 +231,9 @@ class UserServicer(UserBase):
         sized = replace(request, width=width, height=height)
         return sized, converters.tiling_of(request, width, height, self._profile.size, self._codecs.pixels)
 
-    def _check(self, transmission: Transmission, request: DeliveryRequest, tiling: Tiling | None) -> None:
+    async def _check(
+        self, transmission: Transmission, request: DeliveryRequest, tiling: Tiling | None
+    ) -> None:
         header = transmission.header
         if header.delivery != converters.DELIVERIES[request.delivery]:
             raise FrameError(f"requested {request.delivery} delivery, got {header.delivery}")
@@ -254,7 +256,11 @@ class UserServicer(UserBase):
             expected = [3, height, width]
         if list(shape) != expected:
             raise MismatchError(f"latents {shape} do not make {width}x{height} pixels here")
-        most = codec.max_channel_uses((shape[0], shape[1], shape[2])) * count
+        of_tile = (shape[0], shape[1], shape[2])
+        if request.sends_latents:
+            most = codec.max_channel_uses(of_tile) * count
+        else:  # a plug-in may compute for it
+            most = (await self._rendering.run(codec.max_channel_uses, of_tile))[0] * count
         if not count <= header.channel_uses <= most:
             raise FrameError(f"{header.channel_uses} symbols, but the codec sends {count} to {most}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,7 @@ from dekag import LinkConditions, PixelLink, plugins
 from dekag.cala.conditions import condition_vector
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.inventory import parts, problems
-from dekag.pictures import Picture
+from dekag.pictures import Picture, Tiling
 from dekag.pixel_modules import PixelModules, load_pixel_codec, pixel_codec_hash
 from dekag.profile import load_profile
 from tests.fetched import EXAMPLE, fetch
@@ -44,8 +45,8 @@ def picture(width: int, height: int) -> Picture:
     ("name", "cbr", "tiling", "uses"),
     [
         ("DeepJscc", 1 / 6, "1 tile of 52x44, padded from 50x43 to 52x44", 8 * 8 * 10 // 2),
-        ("AdJscc", 1 / 12, "1 tile of 52x44, padded from 50x43 to 52x44", 8 * 11 * 13 // 2),
-        ("SwinJscc", 1 / 12, "1 tile of 128x128, padded from 50x43 to 128x128", 328 * 4 + 64 * 64 // 2),
+        ("AdJscc", 1 / 11, "1 tile of 52x44, padded from 50x43 to 52x44", 8 * 11 * 13 // 2),
+        ("SwinJscc", 0.55, "1 tile of 128x128, padded from 50x43 to 128x128", 328 * 4 + 64 * 64 // 2),
     ],
 )
 def test_each_architecture_is_sent_over_the_link(
@@ -95,7 +96,9 @@ def test_each_tile_has_the_symbols_of_the_architecture(fetched: Any, dummy_profi
 
 def test_a_rate_below_the_codecs_is_refused_by_name(fetched: Any, dummy_profile: Path) -> None:
     link = PixelLink.load(fetched("AdJscc", dummy_profile))
-    with pytest.raises(InvalidInputError, match=r"cbr must be at least 0\.0833333 for the codec of pixels"):
+    with pytest.raises(
+        InvalidInputError, match=r"cbr must be at least 0\.0833333 for this size and the codec"
+    ):
         link.picture(picture(64, 64), cbr=1 / 96)
     with pytest.raises(InvalidInputError, match="cbr must be a number above 0"):
         link.picture(picture(64, 64), cbr=float("nan"))
@@ -104,12 +107,70 @@ def test_a_rate_below_the_codecs_is_refused_by_name(fetched: Any, dummy_profile:
 def test_a_codec_of_several_rates_takes_what_fits(fetched: Any, dummy_profile: Path) -> None:
     codec = load_pixel_codec(Path(fetched("SwinJscc", dummy_profile)) / "own")
     assert isinstance(codec, PixelModules)
-    shape = (3, 256, 256)
+    whole = Tiling.of(256, 256, codec.tile, codec.step)
     counts = codec.symbol_counts(256, 256)
     values = 3 * 256 * 256
-    assert [codec.channel_uses(shape, count / values) for count in counts] == list(counts)
-    assert codec.channel_uses(shape, (counts[2] - 1) / values) == counts[1]
-    assert codec.channel_uses(shape, 1.0) == codec.max_channel_uses(shape) == counts[-1]
+    assert [codec.channel_uses(whole, count / values) for count in counts] == list(counts)
+    assert codec.channel_uses(whole, (counts[2] - 1) / values) == counts[1]
+    assert codec.channel_uses(whole, 1.0) == codec.max_channel_uses((3, 256, 256)) == counts[-1]
+
+
+def test_padding_brings_no_symbols(fetched: Any, dummy_profile: Path) -> None:
+    """A picture is sent with no more symbols than any other sender has for it at that rate."""
+    link = PixelLink.load(fetched("SwinJscc", dummy_profile))
+    codec = link.codec
+    assert isinstance(codec, PixelModules)
+    for width, height in ((130, 130), (512, 200), (600, 130)):
+        tiling = Tiling.of(width, height, codec.tile, codec.step)
+        for cbr in (1 / 6, 0.2, 0.3):
+            try:
+                sent = link.rate(width, height, cbr).channel_uses
+            except InvalidInputError as error:
+                lowest = float(error.allowed.split()[2])
+                assert lowest > cbr
+                sent, cbr = link.rate(width, height, lowest).channel_uses, lowest
+            assert sent <= round(cbr * 3 * width * height)
+            assert sent % tiling.count == 0
+            counts = codec.symbol_counts(tiling.tile_height, tiling.tile_width)
+            assert sent // tiling.count in counts
+
+
+def test_a_deep_fade_of_one_repeat_does_not_spoil_the_mask(fetched: Any, dummy_profile: Path) -> None:
+    """Zero forcing makes noise of it that is larger than all other repeats together."""
+    codec = load_pixel_codec(Path(fetched("SwinJscc", dummy_profile)) / "own")
+    assert isinstance(codec, PixelModules)
+    image = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        symbols = codec.to_symbols(image, codec.symbol_counts(128, 128)[0], 10.0)
+        faded = symbols.clone()
+        faded[:, : codec.header : codec.repeats] *= -40  # a repeat of each bit
+        for heard in (symbols, faded):
+            codec.to_image(heard, 128, 128, 10.0)
+            kept = codec.model.decoder.heard[0].abs().sum(dim=0) > 0
+            _, mask = codec.model.encoder(image, 10.0, 32, codec.kind)
+            assert torch.equal(kept, mask[0, 0] > 0)
+
+
+def test_the_mask_arrives_over_rayleigh_fading(fetched: Any, dummy_profile: Path) -> None:
+    link = PixelLink.load(fetched("SwinJscc", dummy_profile))
+    codec = link.codec
+    assert isinstance(codec, PixelModules)
+    whole = 0
+    for seed in range(20):
+        link.picture(picture(128, 128), LinkConditions(snr_db=10, fading="rayleigh"), seed=seed, cbr=0.1)
+        tile = torch.from_numpy(picture(128, 128).pixels).permute(2, 0, 1)[None] / 255
+        with torch.inference_mode():
+            _, mask = codec.model.encoder(tile, 10.0, 96, codec.kind)
+        whole += torch.equal(codec.model.decoder.heard[0].abs().sum(dim=0) > 0, mask[0, 0] > 0)
+    assert whole >= 19
+
+
+def test_the_shapes_that_are_known_are_bounded(fetched: Any, dummy_profile: Path) -> None:
+    codec = load_pixel_codec(Path(fetched("DeepJscc", dummy_profile)) / "own")
+    assert isinstance(codec, PixelModules)
+    for width in range(16, 16 + 4 * 70, 4):
+        assert list(codec.symbol_counts(16, width)) == list(codec.symbol_counts(16, width))
+    assert len(codec._shapes) <= 64
 
 
 def test_the_snr_reaches_both_ends(fetched: Any, dummy_profile: Path) -> None:
@@ -191,11 +252,49 @@ def broken(**changes: Any) -> PixelModules:
         ),
         ({"symbol_counts": lambda *_: []}, "symbol_counts .* must ascend from 1 or more"),
         ({"symbol_counts": lambda *_: [64, 32]}, "must ascend"),
+        ({"symbol_counts": lambda *_: 64}, "symbol_counts .* must return a list of integers; got 64"),
+        ({"symbol_counts": lambda *_: [64.0]}, r"must return a list of integers; got \[64.0\]"),
     ],
 )
 def test_a_plug_in_that_fails_is_named(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(MismatchError, match=told):
         PixelLink(broken(**changes)).picture(picture(16, 16), cbr=1 / 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"load": classmethod(lambda *_: None)}, "load .* unfit must return a PixelModules; got NoneType"),
+        ({"load": classmethod(lambda *_: nn.Identity())}, "got Identity"),
+        ({"step": 0}, "step of the codec of pixels unfit must be .*; got step 0 and tile 512"),
+        ({"step": 48}, "tile a multiple of it; got step 48 and tile 512"),
+        ({"step": 2.0}, "got step 2.0 and tile 512"),
+        ({"tile": 0}, "got step 2 and tile 0"),
+    ],
+)
+def test_a_plug_in_that_does_not_fit_is_named(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    plugins.register(type("Unfit", (Told,), {"name": "unfit", **changes}))
+    (tmp_path / "config.json").write_text('{"_class_name": "Unfit"}')
+    with pytest.raises(MismatchError, match=told):
+        load_pixel_codec(tmp_path)
+
+
+@pytest.mark.parametrize("function", [load_pixel_codec, pixel_codec_hash])
+def test_a_config_that_cannot_be_read_is_named(
+    function: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "diffusers.configuration_utils.hf_hub_download", lambda *_, **__: pytest.fail("a hub")
+    )
+    config = tmp_path / "config.json"
+    with pytest.raises(NotFoundError, match=r"no .*config\.json"):
+        function(tmp_path)
+    with pytest.raises(NotFoundError, match=r"no google/codec/config\.json"):
+        function("google/codec")
+    for text in ("{", "[]", "\0"):
+        config.write_text(text)
+        with pytest.raises(MismatchError, match=r"config\.json"):
+            function(tmp_path)
 
 
 def test_a_folder_names_its_class(fetched: Any, dummy_profile: Path, tmp_path: Path) -> None:
@@ -204,6 +303,12 @@ def test_a_folder_names_its_class(fetched: Any, dummy_profile: Path, tmp_path: P
     assert not codec.training, "modules of a plug-in are set to eval"
     before = pixel_codec_hash(own)
     assert codec.base_hash == before
+    network = Path(str(sys.modules["adjscc_model"].__file__))
+    code = network.read_text()
+    network.write_text(code.replace("/ 20", "/ 10"))
+    assert pixel_codec_hash(own) != before, "the network that the plug-in imports counts"
+    network.write_text(code)
+    assert pixel_codec_hash(own) == before
     weights = (own / "weights.pt").read_bytes()
     (own / "weights.pt").write_bytes(weights + b"\0")
     assert pixel_codec_hash(own) != before, "weights of any format count"
@@ -225,3 +330,5 @@ def test_a_profile_with_a_plug_in_is_complete_whatever_its_weights_are(
     assert not [told for told in problems(profile, found) if told.startswith("pixel_codec")]
     (part,) = (each for each in found if each.role == "pixel_codec")
     assert part.folder == Path(profile.pixel_codec or "")
+    (part.folder / "config.json").write_text("[1]")
+    assert parts(profile), "a damaged file is no traceback of `dekag profile check`"

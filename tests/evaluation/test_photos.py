@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -12,11 +13,15 @@ from PIL import Image
 from dekag import plugins
 from dekag.errors import FileError
 from dekag.evaluation.models import model_bank
+from dekag.evaluation.pages import write_rows
 from dekag.evaluation.photographs import MAX_FILE_SIDE, Photograph, photographs_in
+from dekag.evaluation.registry import RESULTS
+from dekag.evaluation.reports import photos as report
 from dekag.evaluation.studies import photos
 from dekag.evaluation.studies.digital import Ladder, conditions_of
 from dekag.evaluation.studies.photos import (
     CHANNELS,
+    FOLDER,
     PIXELS,
     RATES,
     SEMANTIC,
@@ -124,7 +129,21 @@ def test_links_have_rows_where_they_were_measured() -> None:
         assert {row["snr_db"] for row in own} == set(snrs_db)
         assert len(own) == len(CHANNELS) * len(RATES) * len(snrs_db)
         assert {row["psnr_db"] for row in own} == {25.0}
+        assert not [row for row in own if "sent_cbr" in row]
     assert not [row for row in measure(known, {}, checks=0).rows if row["sender"] in SNRS_OF]
+
+
+def test_rows_say_what_a_codec_of_fixed_rate_really_sends() -> None:
+    photo = Photograph("made", "test", picture(), (120, 100))
+    ladder = Ladder([100, 400], [(0, 1), (9, 1)], np.array([[20.0], [30.0]]))
+    known = PhotoSet([photo], {(name, True): [ladder] for name in FILE_FORMATS}, np.array([[12.0]]))
+    values = np.full((1, len(CHANNELS), len(SNRS_OF[PIXELS])), 25.0)
+    rows = measure(known, {PIXELS: {1 / 6: values}}, checks=0, sent={1 / 6: 0.08}).rows
+    own = [row for row in rows if row["sender"] == PIXELS]
+    assert {(row["cbr"], row["sent_cbr"]) for row in own} == {(round(1 / 6, 6), 0.08)}
+    assert not [row for row in rows if row["sender"] != PIXELS and "sent_cbr" in row]
+    (curve,) = [each for each in photos.link_curves(own) if "awgn" in each.name]
+    assert list(curve.results["cbr"]) == [0.08]
 
 
 def test_the_gap_is_what_calibrated_ldpc_and_qam_have() -> None:
@@ -172,6 +191,27 @@ def test_capacity_sends_more_than_nothing_and_fading_costs() -> None:
     assert capacity_values(known, names, 1 / 96, conditions_of("awgn", -20.0)).tolist() == [grey]
 
 
+def test_the_report_says_which_rates_a_codec_of_ones_own_lacks(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    rows = [
+        json.loads(line) for line in (RESULTS / FOLDER / "senders.jsonl").read_text().splitlines() if line
+    ]
+    kept = [row for row in rows if row["sender"] != PIXELS or row["cbr"] in (0.166667, 0.083333)]
+    for row in kept:
+        if row["sender"] == PIXELS:
+            row["sent_cbr"] = 0.08
+    write_rows(tmp_path / FOLDER / "senders.jsonl", kept)
+    left_out = "The codec of pixels was left out where it needs more symbols: at 1/24, 1/48, 1/96."
+    sent = "Rates of the codec of pixels, with what it sends on average: 1/6 (0.08), 1/12 (0.08)."
+    crossing = report.crossover(tmp_path, PIXELS)
+    assert len([line for line in crossing if line.startswith("| awgn")]) == 2
+    for lines in (crossing, report.psnr_tables(tmp_path)):
+        assert lines[-3:] == [left_out, "", sent]
+    report.rate_plot(tmp_path)
+    report.snr_plot(tmp_path)
+    assert not report.departures(report.cells(RESULTS)), "the built-in codec has every rate"
+
+
 @pytest.mark.usefixtures("plugging")
 def test_a_codec_of_pixels_of_ones_own_is_measured_at_the_rates_it_has(
     dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -184,6 +224,8 @@ def test_a_codec_of_pixels_of_ones_own_is_measured_at_the_rates_it_has(
     work = (PIXELS, photo, 1 / 12, 3)
     found = photos.measure_link(work, profile=profile, runs=tmp_path)
     assert found.shape == (len(CHANNELS), len(SNRS_OF[PIXELS]))
+    assert photos.sent_cbr(model_bank(profile), [photo], 1 / 6) == pytest.approx(1 / 12)
+    assert photos.sent_cbr(model_bank(str(dummy_profile)), [photo], 1 / 6) is None
     alone = send_pixels(model_bank(profile), photo.pixels, [conditions_of(CHANNELS[0], 20.0)], 1 / 12, 3)
     assert found[0, -1] == pytest.approx(psnr_db(alone[0], photo.pixels))
     photographs = PhotoSet([photo], {}, np.zeros((1, 1)))

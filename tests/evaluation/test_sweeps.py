@@ -333,13 +333,15 @@ def test_a_codec_of_pixels_of_ones_own_is_measured_as_the_link_sends_it(
     own = str(fetch("AdJscc", Path(profile), tmp_path, monkeypatch))
     fields = {"deliveries": ["pixels"], "snr_db": [10]}
     with pytest.raises(InvalidInputError, match=r"cbr must be at least 0\.0833333 .* a picture of 200x60"):
-        run(picture_grid(own, pictures, cbr=["1/12", "1/24"], **fields), runs=tmp_path)
-    sweep = picture_grid(own, pictures, cbr=["1/12"], **fields)
+        run(picture_grid(own, pictures, cbr=["1/7", "1/24"], **fields), runs=tmp_path)
+    with pytest.raises(InvalidInputError, match="a picture of 5x4"):  # which is padded to 8x4
+        run(picture_grid(own, pictures, cbr=["1/12"], **fields), runs=tmp_path)
+    sweep = picture_grid(own, pictures, cbr=["1/7"], **fields)
     (row,) = run(sweep, runs=tmp_path).rows
     (point,) = sweep.points()
     link = PixelLink.load(own)
     for number, file in enumerate(find_pictures(pictures).pictures):
-        alone = link.picture(file.read(), point.link, seed=channel_seed(point, number), cbr=1 / 12)
+        alone = link.picture(file.read(), point.link, seed=channel_seed(point, number), cbr=1 / 7)
         assert row["metrics"]["psnr_db"][number] == pytest.approx(alone.psnr_db, abs=0.01)
     assert run(sweep, runs=tmp_path).measured == 0
     weights = Path(own) / "own" / "weights.pt"

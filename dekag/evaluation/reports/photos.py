@@ -31,6 +31,7 @@ from dekag.evaluation.studies.photos import (
     SNRS_DB,
     SNRS_OF,
     HevcGap,
+    rate_of,
 )
 
 NAMES = {
@@ -105,7 +106,26 @@ def psnr_tables(results: Path) -> Lines:
                 numbers = [f"{cell[name]['psnr_db']:.1f}" if name in cell else "" for name in NAMES]
                 body.append([f"1/{1 / cbr:.0f}", f"{snr_db:g}", *numbers])
         lines += [f"### {channel}", "", *table(["CBR", "SNR, dB", *NAMES.values()], body, words=(0,)), ""]
-    return lines[:-1]
+    return lines[:-1] + departures(found)
+
+
+def departures(found: Cells) -> Lines:
+    """At which rates a codec of pixels of one's own was left out, and at which it sends fewer symbols."""
+    own = {cbr: cell[PIXELS] for (_, cbr, _), cell in found.items() if PIXELS in cell}
+    if not own:
+        return []
+    without = [f"1/{1 / cbr:.0f}" for cbr in RATES if round(cbr, 6) not in own]
+    sent = [(f"1/{1 / cbr:.0f}", own[cbr]["sent_cbr"]) for cbr in sorted(own)[::-1] if "sent_cbr" in own[cbr]]
+    lines: Lines = []
+    if without:
+        lines += [
+            "",
+            f"The codec of pixels was left out where it needs more symbols: at {', '.join(without)}.",
+        ]
+    if sent:
+        said = ", ".join(f"{rate} ({cbr:.6g})" for rate, cbr in sent)
+        lines += ["", f"Rates of the codec of pixels, with what it sends on average: {said}."]
+    return lines
 
 
 def crossover(results: Path, link: str) -> Lines:
@@ -116,14 +136,15 @@ def crossover(results: Path, link: str) -> Lines:
     body = []
     for channel in CHANNELS:
         for cbr in RATES:
-            leads = []
-            for snr_db in snrs_db:
-                cell = found[channel, round(cbr, 6), snr_db]
-                leads.append(max(cell[n]["psnr_db"] for n in FORMATS) - cell[link]["psnr_db"])
+            own = [found[channel, round(cbr, 6), snr_db] for snr_db in snrs_db]
+            if not all(link in cell for cell in own):
+                continue  # a codec of one's own does not have every rate
+            leads = [max(cell[n]["psnr_db"] for n in FORMATS) - cell[link]["psnr_db"] for cell in own]
             numbers = [f"{lead:+.1f}" for lead in leads]
             body.append([channel, f"1/{1 / cbr:.0f}", *numbers, crossing_text(snrs_db, leads)])
     header = ["channel", "CBR", *(f"{snr:g} dB" for snr in snrs_db), "crossover"]
-    return table(header, body, words=(0, 1, 2 + len(snrs_db)))
+    lines = table(header, body, words=(0, 1, 2 + len(snrs_db)))
+    return lines + departures(found) if link == PIXELS else lines
 
 
 def crossing_text(snrs_db: tuple[float, ...], leads: list[float]) -> str:
@@ -190,11 +211,12 @@ def rate_plot(results: Path) -> Any:
     figure, axes = plots.panels(2, height_in=3.8, sharey=True)
     for axis, channel in zip(axes[0], CHANNELS, strict=True):
         for sender, color in COLORS.items():
-            if sender not in found[channel, round(RATES[0], 6), CURVE_SNR_DB]:
+            own = [found[channel, round(cbr, 6), CURVE_SNR_DB] for cbr in reversed(RATES)]
+            rows = [cell[sender] for cell in own if sender in cell]
+            if not rows:
                 continue
-            rows = [found[channel, round(cbr, 6), CURVE_SNR_DB][sender] for cbr in reversed(RATES)]
             style = "--" if sender.endswith("capacity") else "-"
-            x, y = [row["cbr"] for row in rows], [row["psnr_db"] for row in rows]
+            x, y = [rate_of(row) for row in rows], [row["psnr_db"] for row in rows]
             plots.line(axis, x, y, NAMES[sender], color, style=style)
         axis.set_xscale("log")
         axis.set_xticks(RATES, [f"1/{1 / cbr:.0f}" for cbr in RATES])

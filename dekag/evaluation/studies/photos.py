@@ -54,7 +54,7 @@ from dekag.link.outage import codeword_threshold
 from dekag.metrics.image import psnr_db
 from dekag.pictures import Picture, PictureFolder, Tiling
 from dekag.pipeline import Rate, SemanticLink, render_tiles
-from dekag.pixel_modules import pixel_codec_hash
+from dekag.pixel_modules import PixelModules, pixel_codec_hash
 
 Array = npt.NDArray[np.float64]
 _Task = TypeVar("_Task")
@@ -189,6 +189,19 @@ def rates_of(link: str, bank: ModelBank, photographs: Sequence[Photograph]) -> l
     return [cbr for cbr in RATES if all(sends(each, cbr) for each in photographs)]
 
 
+def sent_cbr(bank: ModelBank, photographs: Sequence[Photograph], cbr: float) -> float | None:
+    """The mean rate that the codec of pixels really sends photographs with, which a plug-in may not fill.
+
+    None for the built-in codec, which fills any rate.
+    """
+    link = bank.pixel_link
+    if not isinstance(link.codec, PixelModules):
+        return None
+    sizes = [each.pixels.shape[:2] for each in photographs]
+    uses = [link.rate(width, height, cbr).channel_uses for height, width in sizes]
+    return float(np.mean([k / each.pixels.size for k, each in zip(uses, photographs, strict=True)]))
+
+
 def measure_link(task: tuple[str, Photograph, float, int], *, profile: str, runs: Path = RUNS) -> Array:
     """PSNR, dB, of one link: (channels, SNRs), over CHANNELS and at SNRS_OF this link.
 
@@ -214,7 +227,8 @@ def measure_link(task: tuple[str, Photograph, float, int], *, profile: str, runs
             bank.profile.adapters and bank.adapters.content_hash,
         )
     )
-    known = (CHANNELS, cbr, snrs_db, seed, photo.pixels.shape, *bank.edge.departures)
+    uses = () if link != PIXELS or (rate := sent_cbr(bank, [photo], cbr)) is None else (rate,)
+    known = (CHANNELS, cbr, snrs_db, seed, photo.pixels.shape, *bank.edge.departures, *uses)
     key = content_key(VERSION, models, *known, data=photo.pixels.tobytes())
     return ResultStore(runs).array(link, key, make)
 
@@ -314,13 +328,19 @@ class PhotoResults:
     decoded: list[Row]
 
 
-def measure(photos: PhotoSet, links: Mapping[str, Mapping[float, Array]], checks: int) -> PhotoResults:
+def measure(
+    photos: PhotoSet,
+    links: Mapping[str, Mapping[float, Array]],
+    checks: int,
+    sent: Mapping[float, float] | None = None,
+) -> PhotoResults:
     """Every sender in every cell; HEVC beside the arithmetic; and a sample that is really decoded.
 
     Args:
         photos: with their ladders.
         links: PSNR of each link that was measured, dB, (n, channels, SNRs), by rate.
         checks: number of deliveries to decode.
+        sent: `sent_cbr` of the codec of pixels, by rate; None if it fills every rate.
     """
     rows: list[Row] = []
     gaps: list[Row] = []
@@ -348,7 +368,10 @@ def measure(photos: PhotoSet, links: Mapping[str, Mapping[float, Array]], checks
             for link, found in links.items():
                 if cbr in found and snr_db in SNRS_OF[link]:
                     values = found[cbr][:, CHANNELS.index(channel), SNRS_OF[link].index(snr_db)]
-                    rows.append(_row(cell, link, values))
+                    row = _row(cell, link, values)
+                    if link == PIXELS and sent is not None:
+                        row["sent_cbr"] = round(sent[cbr], 6)
+                    rows.append(row)
     return PhotoResults(rows, gaps, check(photos, chosen, checks))
 
 
@@ -360,6 +383,11 @@ def _row(cell: Row, sender: str, values: Array) -> Row:
         "psnr_db": round(psnr, 3),
         "psnr_ci95": interval and [round(limit, 3) for limit in interval],
     }
+
+
+def rate_of(row: Row) -> float:
+    """The mean rate that was really sent in a row."""
+    return float(row["sent_cbr"] if "sent_cbr" in row else row["cbr"])
 
 
 def _gap_row(photos: PhotoSet, cell: Row, cbr: float, psnr_db: float) -> Row:
@@ -466,7 +494,9 @@ def run_photos(
         for (_, _, cbr, _), values in received:
             by_rate.setdefault(cbr, []).append(values)
         links[link] = {cbr: np.stack(values) for cbr, values in by_rate.items()}
-    measured = measure(photos, links, checks)
+    means = {cbr: sent_cbr(bank, photographs, cbr) for cbr in links.get(PIXELS, {})}
+    sent = {cbr: mean for cbr, mean in means.items() if mean is not None}
+    measured = measure(photos, links, checks, sent or None)
     write(measured, photos, results)
     save_images(strip(photos, bank, measured_links), results / FOLDER, "strip.webp", COMMAND)
     return measured.rows
@@ -528,7 +558,7 @@ def link_curves(rows: Sequence[Row]) -> list[Curve]:
                     f"{sender} {channel} {CURVE_SNR_DB:g} dB",
                     f"Mean over photographs of {COMMAND}, {channel} at {CURVE_SNR_DB:g} dB",
                     {
-                        "cbr": [row["cbr"] for row in points],
+                        "cbr": [rate_of(row) for row in points],
                         "psnr": [row["psnr_db"] for row in points],
                     },
                 )

@@ -246,11 +246,11 @@ def test_a_codec_of_pixels_of_ones_own_is_sent(
     monkeypatch.setenv(plugins.ENVIRONMENT, "")  # which --plugin sets
     profile = fetch("AdJscc", dummy_profile, tmp_path, monkeypatch)
     words = ["link", folder, "--profile", profile, "--delivery", "pixels", "--output", tmp_path / "out"]
-    missing = CliRunner().invoke(app, [*map(str, words), "--cbr", "1/12"])
+    missing = CliRunner().invoke(app, [*map(str, words), "--cbr", "1/11"])
     assert missing.exit_code == 2
     assert "is a AdJscc, not one of PixelCodec; load its plug-in" in " ".join(missing.output.split())
     plugged = ["--plugin", f"{EXAMPLE}:AdJscc", *map(str, words), "--force"]
-    done = CliRunner().invoke(app, [*plugged, "--cbr", "1/12"])
+    done = CliRunner().invoke(app, [*plugged, "--cbr", "1/11"])
     assert done.exit_code == 0, done.output
     first, second = rows(tmp_path / "out")
     assert (first["tiling"], first["channel_uses"]) == ("1 tile of 200x60", 4 * 50 * 15)
