@@ -99,7 +99,8 @@ def parse_json(data: bytes | str, document: str, *, max_nodes: int | None = None
         return json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_no_constant)
     except _Lossy:
         _refuse_lossy(text, document)
-        raise  # not reached: the same text, looked at again
+        # what looked like a number that is not finite goes on, as in 1e999e9, and is none
+        raise DocumentError(document, "not valid JSON") from None
     except json.JSONDecodeError as error:
         raise DocumentError(document, f"not valid JSON ({error.msg})", error.lineno) from None
     except ValueError:

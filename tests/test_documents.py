@@ -86,6 +86,21 @@ def test_yaml_is_refused(text: str, line: int, said: str) -> None:
     assert str(caught.value).startswith(f"some.yaml, line {line}: ")
 
 
+@given(st.text('019eE.+-NaIfity"\\{}[],: \n', max_size=12) | st.from_regex(r"[-\[]?1e999[0-9eE.+\-a]{0,4}"))
+def test_any_text_is_json_or_refused(text: str) -> None:
+    try:
+        parse_json(text, "it")
+    except DocumentError:
+        return
+    json.loads(text)
+
+
+@pytest.mark.parametrize("text", ["4e12793e127", "[1e999.5]", '{"a": 1e9999e1}', "NaN1e999e1", "-1e999-"])
+def test_what_only_begins_as_a_number_that_is_not_finite_is_refused(text: str) -> None:
+    with pytest.raises(DocumentError, match="not valid JSON|no finite number"):
+        parse_json(text, "it")
+
+
 @pytest.mark.parametrize("text", ["[1, 2, 3, 4]", '{"a": [1, {"b": 2}, 3]}', "[[],[],[],[]]"])
 def test_json_of_too_many_values_is_refused(text: str) -> None:
     assert parse_json(text, "it", max_nodes=10) == parse_json(text, "it")
