@@ -97,7 +97,7 @@ def test_any_text_is_json_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["4e12793e127", "[1e999.5]", '{"a": 1e9999e1}', "NaN1e999e1", "-1e999-"])
 def test_what_only_begins_as_a_number_that_is_not_finite_is_refused(text: str) -> None:
-    with pytest.raises(DocumentError, match="not valid JSON|no finite number"):
+    with pytest.raises(DocumentError, match=r"not valid JSON|no finite number"):
         parse_json(text, "it")
 
 
