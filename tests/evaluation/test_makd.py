@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,10 @@ def test_a_run_without_trainings_keeps_what_was_trained_on_the_same_models_and_p
     rows = [json.loads(line) for line in (tmp_path / "gka" / "methods.jsonl").read_text().splitlines()]
     assert {row["method"] for row in rows} == {"none", "guided", *METHODS, "shipped", "ceiling"}
     assert (tmp_path / "gka" / "trainings.jsonl").read_text() == trained
+    other = shutil.copytree(tmp_path, tmp_path.with_name("other"))
+    settings = dataclasses.replace(TINY, objective="trajectories")
+    write(MakdResults(bounds, shipped, {}, []), settings, other, edge_bytes=10_000)
+    assert not (other / "gka" / "trainings.jsonl").exists(), "trained with other settings"
     others = {"neon": {"none": _rows(0.4), "guided": _rows(0.4), "ceiling": _rows(0.9)}}
     write(MakdResults(others, shipped, {}, []), TINY, tmp_path, edge_bytes=10_000)
     assert not (tmp_path / "gka" / "trainings.jsonl").exists()

@@ -510,12 +510,13 @@ def _trained_earlier(folder: Path, none: list[Row], base: DistillConfig) -> dict
     path, trainings = folder / "methods.jsonl", folder / "trainings.jsonl"
     for row in read_rows(path) if path.exists() else []:
         found.setdefault(row["method"], []).append(row)
-    configs = [row["config"] for row in read_rows(trainings)] if trainings.exists() else []
-    known = {"objective": "images"}  # what earlier runs, which do not name it, trained with
-    same = found.get("none") == none and any(
-        {**known, **each, "seed": base.seed} == base.as_dict() for each in configs
-    )
-    return {method: own for method, own in found.items() if same and method in METHODS}
+    if found.get("none") != none or not trainings.exists():
+        return {}
+    usual = {"objective": "images"}  # of runs that began before there was another
+    configs = [{**usual, **row["config"], "seed": base.seed} for row in read_rows(trainings)]
+    if base.as_dict() not in configs:
+        return {}
+    return {method: own for method, own in found.items() if method in METHODS}
 
 
 def rows_of(measured: MakdResults, method: str, topics: Sequence[str], base: DistillConfig) -> list[Row]:
