@@ -248,16 +248,12 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             InvalidInputError: names the argument with an invalid shape or range.
         """
-        if modulation is not None and modulation not in MODULATIONS:
-            raise InvalidInputError("modulation", f"one of {', '.join(MODULATIONS)}", modulation)
+        check_modulation(modulation)
         if len(channel_uses) != len(latents) or len(condition) != len(latents):
             raise InvalidInputError("channel_uses and condition", f"{len(latents)} each", len(channel_uses))
         rows = []
         for picture, count, known in zip(latents.split(1), channel_uses, condition.split(1), strict=True):
-            symbols = self.features(picture, [count], known)
-            if modulation is not None and modulation != "unquantised":
-                symbols = unit_power(quantize_to_qam(symbols, BITS_PER_SYMBOL[modulation]))
-            rows.append(F.pad(symbols, (0, max(channel_uses) - count)))
+            rows.append(as_sent(self.features(picture, [count], known), modulation, max(channel_uses)))
         return torch.cat(rows)
 
     @torch.inference_mode()
@@ -282,6 +278,22 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
             count = int(row[0].nonzero().max()) + 1 if row.any() else 1
             pictures.append(self.reconstruct(row[:, :count], latent_shape, [count], known))
         return torch.cat(pictures)
+
+
+def check_modulation(modulation: Modulation | None) -> None:
+    """Raises InvalidInputError("modulation") unless there is such a constellation; None is none."""
+    if modulation is not None and modulation not in MODULATIONS:
+        raise InvalidInputError("modulation", f"one of {', '.join(MODULATIONS)}", modulation)
+
+
+def as_sent(symbols: torch.Tensor, modulation: Modulation | None, most: int) -> torch.Tensor:
+    """A picture's symbols (1, K) complex64 as they are sent: (1, most), zero-padded.
+
+    With a constellation, its nearest points are sent, scaled to mean power 1.
+    """
+    if modulation is not None and modulation != "unquantised":
+        symbols = unit_power(quantize_to_qam(symbols, BITS_PER_SYMBOL[modulation]))
+    return F.pad(symbols, (0, most - symbols.shape[1]))
 
 
 def from_pixels(tiles: npt.NDArray[np.uint8]) -> torch.Tensor:

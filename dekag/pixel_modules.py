@@ -20,7 +20,6 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from dekag import plugins
 from dekag.api.limits import PIXEL_CODEC_STEP, PIXEL_CODEC_TILE
@@ -28,14 +27,14 @@ from dekag.cala.conditions import rate_and_snr_db
 from dekag.cala.rate import QualityModel
 from dekag.cala.restoration import RestorationTable
 from dekag.checksums import add_file
-from dekag.codec.constellation import quantize_to_qam, unit_power
-from dekag.codec.jscc import BITS_PER_SYMBOL, MODULATIONS, Modulation
+from dekag.codec.constellation import unit_power
+from dekag.codec.jscc import Modulation
 from dekag.documents import read_json
 from dekag.errors import DekagError, InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.loading import folder_hash
 from dekag.link.conditions import EqualizerKind
 from dekag.pictures import Tiling
-from dekag.pixel_codec import PixelCodec, PixelShape
+from dekag.pixel_codec import PixelCodec, PixelShape, as_sent, check_modulation
 from dekag.sources import imported_sources
 
 
@@ -143,15 +142,11 @@ class PixelModules(nn.Module, ABC):
             InvalidInputError: there is no such modulation.
             MismatchError: the plug-in fails, or returns another shape.
         """
-        if modulation is not None and modulation not in MODULATIONS:
-            raise InvalidInputError("modulation", f"one of {', '.join(MODULATIONS)}", modulation)
+        check_modulation(modulation)
         rows, most = [], max(channel_uses)
         for tile, count, snr_db in zip(latents.split(1), channel_uses, _snrs_db(condition), strict=True):
             symbols = self._checked("to_symbols", (1, count), tile.add(1).div(2), count, snr_db)
-            symbols = unit_power(symbols.to(torch.complex64))
-            if modulation is not None and modulation != "unquantised":
-                symbols = unit_power(quantize_to_qam(symbols, BITS_PER_SYMBOL[modulation]))
-            rows.append(F.pad(symbols, (0, most - count)))
+            rows.append(as_sent(unit_power(symbols.to(torch.complex64)), modulation, most))
         return torch.cat(rows)
 
     @torch.inference_mode()
