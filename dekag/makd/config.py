@@ -59,8 +59,7 @@ class DistillConfig:
         lora_learning_rate: peak learning rate of the LoRA.
         metaword_learning_rate: peak learning rate of the metaword.
         full_learning_rate: peak learning rate of the full fine-tune.
-        prompt_dropout: fraction of a batch trained without its prompt, for classifier-free guidance. It makes
-            images better without guidance, too, if the objective is "trajectories".
+        prompt_dropout: fraction of a batch trained without its prompt, for classifier-free guidance.
         guidance_scale: classifier-free guidance for images with the update. Above 1, each step calls the
             denoiser twice.
         check_every: steps between checks of the held-out loss.
