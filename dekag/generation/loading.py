@@ -27,6 +27,8 @@ PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigm
 """Pipelines that generators use; the edge is the first."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 INDEX = "model_index.json"
+CHECKER = "safety_checker"
+"""A component of Stable Diffusion 1 that is never loaded: it judges pixels, and generators draw latents."""
 _UNET = "model.diffusion_model."  # of the names in checkpoints
 _LACKS = "it lacks weights"
 
@@ -167,15 +169,12 @@ def _pipeline(model: GeneratorProfile, parts: dict[str, Any]) -> Any:
 
 
 def _without_checker(folder: str) -> dict[str, Any]:
-    """Arguments that leave out a pipeline's safety checker, such as that of Stable Diffusion 1.
-
-    It judges pixels, and generators draw latents alone: loaded, it would take memory for nothing.
-    """
+    """Arguments that leave out a pipeline's safety checker, which would take memory for nothing."""
     index = Path(folder, INDEX)
     named = dict(_components(dict(read_json(index)))) if index.is_file() else {}
-    if named.get("safety_checker", [None])[0] is None:
+    if named.get(CHECKER, [None])[0] is None:
         return {}
-    return {"safety_checker": None, "requires_safety_checker": False}
+    return {CHECKER: None, "requires_safety_checker": False}
 
 
 def _pipeline_of_file(model: GeneratorProfile, parts: dict[str, Any]) -> Any:
@@ -212,7 +211,7 @@ def configuration(model: GeneratorProfile) -> tuple[dict[str, Any], str]:
     if not (folder / INDEX).is_file():
         raise MismatchError(f"the configuration {model.config} has no {INDEX}")
     index = dict(read_json(folder / INDEX))
-    used = [name for name, (library, _) in _components(index) if library and name != "safety_checker"]
+    used = [name for name, (library, _) in _components(index) if library and name != CHECKER]
     if absent := [name for name in used if not (folder / name).is_dir()]:
         raise MismatchError(f"the configuration {model.config} has no folder {absent[0]!r}")
     return index, str(folder)

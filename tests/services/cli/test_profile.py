@@ -280,6 +280,30 @@ def named(model: Path, **more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.asyncio
+async def test_a_component_that_is_never_loaded_is_not_fetched(dummy_profile: Path, tmp_path: Path) -> None:
+    shutil.copytree(dummy_profile / "edge", edge := tmp_path / "edge")
+    index = json.loads((edge / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (edge / "model_index.json").write_text(json.dumps(index))
+    (edge / "safety_checker").mkdir()
+    (edge / "safety_checker" / "config.json").write_text("{}")
+    save_file({"weight": torch.ones(3)}, edge / "safety_checker" / "model.safetensors")
+    profile = rewritten(dummy_profile, tmp_path / "mine", edge=named(edge))
+    with running_hub({"lab/edge": edge}) as (address, taken):
+        there = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        done = await dekag("profile", "fetch", str(profile), folder=tmp_path, env=there)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert [name for name in taken if name.startswith("lab/edge/unet/")]
+    assert not [name for name in taken if "safety_checker" in name]
+    after = await dekag(
+        "profile", "check", str(profile), folder=tmp_path, env={**there, "HF_HUB_OFFLINE": "1"}
+    )
+    assert (after.returncode, after.stderr) == (0, ""), after.stderr
+    (fetched,) = (tmp_path / "hub").rglob("snapshots/*/model_index.json")
+    load_pipeline(load_profile(profile).edge.model_copy(update={"path": str(fetched.parent)}))
+
+
+@pytest.mark.asyncio
 async def test_an_interrupted_download_goes_on_where_it_was(dummy_profile: Path, tmp_path: Path) -> None:
     shutil.copytree(dummy_profile / "edge", edge := tmp_path / "edge")
     large = {"weight": torch.randn(7_000_000)}  # more than is written at once
