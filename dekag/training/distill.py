@@ -26,6 +26,7 @@ from torch import nn
 
 from dekag.errors import MismatchError
 from dekag.generation import autoencoder
+from dekag.generation.facts import GeneratorFacts
 from dekag.generation.images import Pixels, from_bytes, png_note, to_png
 from dekag.generation.models import PIXELS_AT_ONCE, Generator, by_group
 from dekag.generation.placement import device_and_dtype
@@ -72,6 +73,7 @@ DRAWN_AT_ONCE = 8
 WORTH_A_TRACE = 50  # images; a trace takes as long as ten
 SCORED = 8  # held-out prompts used for the scores and the samples
 SAMPLES, PREVIEW = "samples.png", "preview.png"
+IMAGES = "images"  # folder of the cloud's images
 PREVIEWED = 4  # held-out prompts in a preview
 SEED_STRIDE = 1_000_000  # distillations with different seeds use different generation seeds
 
@@ -227,6 +229,12 @@ class CloudImages:
     model_hash: str
     trajectories: tuple[TrajectoryFile, ...] = ()
 
+    @classmethod
+    def _of(cls, known: Sequence[_Wanted], model_hash: str, trajectories: bool) -> CloudImages:
+        """Those that are there."""
+        files = tuple(each.trajectory for each in known) if trajectories else ()
+        return cls(_read(known), model_hash, files)
+
     @property
     def content_hash(self) -> str:
         """SHA-256 (hex) of the pixels."""
@@ -247,22 +255,39 @@ def cloud_images(
     Raises:
         Stopped: should_stop() returned True; images that are there are reused by the next call.
     """
-    seeds, wanted = _seeds(topic, config), config.objective == "trajectories"
-    pixels = draw_images(
+    known, wanted = _for_topic(cloud.facts, topic, config, folder)
+    draw_images(
         cloud,
-        [*topic.prompts, *topic.held_out],
-        seeds,
-        folder / "images",
+        [each.prompt for each in known],
+        [each.seed for each in known],
+        folder / IMAGES,
         at_once=at_once(cloud),
         trajectories=wanted,
-        on_progress=lambda done: on_progress(Progress("generate", done, len(seeds))),
+        on_progress=lambda done: on_progress(Progress("generate", done, len(known))),
         should_stop=should_stop,
     )
-    if not wanted:
-        return CloudImages(pixels, cloud.model_hash)
-    prompts = [*topic.prompts, *topic.held_out]
-    files = [each.trajectory for each in _wanted(cloud.identity, prompts, seeds, folder / "images")]
-    return CloudImages(pixels, cloud.model_hash, tuple(files))
+    return CloudImages._of(known, cloud.model_hash, wanted)
+
+
+def kept_cloud_images(
+    cloud: GeneratorFacts, topic: TopicPrompts, config: DistillConfig, folder: Path
+) -> CloudImages | None:
+    """What `cloud_images` of that cloud would find in `folder`; None if it must draw any.
+
+    So that a large cloud is loaded only where it draws.
+    """
+    known, wanted = _for_topic(cloud, topic, config, folder)
+    there = all(each.is_there(wanted) for each in known)
+    return CloudImages._of(known, cloud.model_hash, wanted) if there else None
+
+
+def _for_topic(
+    cloud: GeneratorFacts, topic: TopicPrompts, config: DistillConfig, folder: Path
+) -> tuple[list[_Wanted], bool]:
+    """The images that a topic is learnt from, and whether they need their trajectories."""
+    prompts, seeds = [*topic.prompts, *topic.held_out], _seeds(topic, config)
+    known = _wanted(cloud.identity, prompts, seeds, folder / IMAGES)
+    return known, config.objective == "trajectories"
 
 
 def targets_of(images: CloudImages, edge: Generator, config: DistillConfig) -> Targets:
