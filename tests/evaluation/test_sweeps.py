@@ -1034,3 +1034,6 @@ def test_points_are_known_by_the_formats_of_the_machine(
     monkeypatch.setattr("dekag.generation.placement._device", lambda _, name: torch.device(name))
     monkeypatch.setenv("DEKAG_DEVICE", "cuda")
     assert identity(str(dummy_profile)) == {**usual, "devices": "cuda/cuda"}
+    monkeypatch.setenv("DEKAG_TEXT_DEVICE", "cpu")
+    there = {"devices": "cuda/cuda", "text devices": "cpu/cpu"}
+    assert identity(str(dummy_profile)) == {**usual, **there}
