@@ -140,6 +140,24 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def memory_of(device: torch.device) -> tuple[int, int] | None:
+    """Bytes of a graphics card that are free, and all that it has; None where they are not known.
+
+    Example:
+        >>> import torch
+        >>> from dekag.generation.placement import memory_of
+        >>> memory_of(torch.device("cpu")) is None
+        True
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:  # the driver does not answer, or has no room for a context
+        return None
+    return int(free), int(total)
+
+
 def other_devices(module: Any) -> tuple[str, ...]:
     """The kind of device on which a module computes, for keys of caches; empty on the CPU, as usual."""
     kind = device_and_dtype(module)[0].type
