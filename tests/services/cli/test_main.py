@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import re
@@ -486,3 +487,28 @@ def test_a_benchmark_of_another_profile_keeps_its_results_apart(
     done = CliRunner().invoke(app, ["bench", command, "--profile", "folder/mine"])
     assert done.exit_code == 0, done.output
     assert (asked["profile"], asked["results"]) == ("folder/mine", Path("runs/mine/results"))
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("image", "services.cli.image"), ("distill", "services.cli.distill")]
+)
+def test_a_client_waits_as_long_as_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, module: str
+) -> None:
+    """A system may be slower than a client waits by default."""
+    waits: list[float] = []
+
+    def noted(url: str, *, timeout_s: float) -> Client:
+        waits.append(timeout_s)
+        return Client(url, timeout_s=timeout_s)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"{module}.Client", noted)
+    for options, status in (([], 1), (["--timeout-s", "300"], 1), (["--timeout-s", "0"], 2)):
+        done = CliRunner().invoke(app, [command, "a-boat", "--url", "http://127.0.0.1:1", *options])
+        assert done.exit_code == status, done.output
+    assert "timeout_s must be above 0" in done.stderr
+    assert waits == [inspect.signature(Client).parameters["timeout_s"].default, 300, 0]
+    made = CliRunner().invoke(app, [command, "a-boat", "--timeout-s", "nan"])
+    assert made.exit_code == 2
+    assert "must be a finite number" in made.stderr
