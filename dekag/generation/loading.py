@@ -297,7 +297,8 @@ def component_config(model: GeneratorProfile, name: str) -> dict[str, Any]:
 
 def denoiser_name(model: GeneratorProfile) -> str:
     """The name of a generator's denoiser in its pipeline."""
-    return "unet" if "unet" in _index(model)[0] else "transformer"
+    library, _ = _index(model)[0].get("unet") or (None, None)
+    return "unet" if library is not None else "transformer"
 
 
 def _index(model: GeneratorProfile) -> tuple[dict[str, Any], str]:
