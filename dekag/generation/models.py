@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -271,6 +272,18 @@ class Generator:
             self._traced = TracedDenoiser(self._denoiser)
         except ValueError as error:  # it works without
             library_log().warning("the denoiser is not traced", reason=str(error))
+
+    def twin(self) -> Self:
+        """A generator of the same models, which need no further memory, that may draw in another thread.
+
+        Only one that keeps its text encoder in memory, on one device, has a twin.
+        """
+        other = copy.copy(self)
+        other.pipeline = copy.copy(self.pipeline)
+        for state in ("scheduler", "tokenizer"):  # what drawing changes
+            setattr(other.pipeline, state, copy.deepcopy(getattr(self.pipeline, state)))
+        other.reader = PromptReader(other.pipeline)
+        return other
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of an image with that size in pixels."""
