@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dekag.errors import NotFoundError
-from dekag.generation.loading import INDEX
+from dekag.generation.loading import CHECKER, INDEX
 from dekag.generation.profile import GeneratorProfile
 from dekag.inventory import model_folder, parts, pipeline_index, weighty
 from dekag.profile import Profile
@@ -101,17 +101,17 @@ def _planned(profile: Profile) -> Iterator[_Download]:
 
 
 def _of_pipeline(model: GeneratorProfile) -> _Download:
-    """The base pipeline without the components that come from elsewhere."""
+    """The base pipeline without the components that come from elsewhere, or are never loaded."""
     _download(model.path, model.revision, [INDEX])
     home = model_folder(model.path, model.revision)
     if home is None or not (home / INDEX).is_file():
         raise NotFoundError(f"{model.path} holds no pipeline: it has no {INDEX}")
     index = pipeline_index(model)
     own = [name for name, pair in index.items() if isinstance(pair, list) and pair[0] is not None]
-    own = [name for name in own if name not in model.components]
+    own = [name for name in own if name not in model.components and name != CHECKER]
     files = {name: _weights(name, model.variant) for name in own}
     weights = {name: files.pop(name) for name in weighty(index) if name in own}
-    others = [*chain(*files.values(), *(_others(name) for name in own))]  # a safety checker may be empty
+    others = [*chain(*files.values(), *(_others(name) for name in own))]  # an image encoder may be empty
     return _Download(model.path, model.path, model.revision, weights, others)
 
 

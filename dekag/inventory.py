@@ -16,6 +16,7 @@ from typing import Any
 from dekag.documents import read_json
 from dekag.errors import MismatchError, NotFoundError
 from dekag.generation.loading import (
+    CHECKER,
     INDEX,
     PIPELINES,
     TEXT_ENCODERS,
@@ -314,7 +315,7 @@ def _bytes_each(model: GeneratorProfile, component: str) -> int:
 
 def weighty(index: dict[str, Any]) -> list[str]:
     """The components of a pipeline, of its model_index.json, that have weights."""
-    without = ("tokenizer", "scheduler", "feature_extractor", "safety_checker", "image_encoder")
+    without = ("tokenizer", "scheduler", "feature_extractor", CHECKER, "image_encoder")
     named = {name: pair for name, pair in index.items() if isinstance(pair, list) and pair[0] is not None}
     return [name for name in named if not name.startswith("_") and not name.startswith(without)]
 

@@ -25,6 +25,17 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dekag.api.limits import PIXEL_STEP, check_seed
+from dekag.arguments import (
+    check_each,
+    check_latent_shape,
+    check_latents,
+    check_sides,
+    check_states,
+    check_symbols,
+    check_whole,
+    described,
+    is_whole,
+)
 from dekag.errors import InvalidInputError, NotFoundError
 from dekag.link.channel import ChannelState, Reception, block_of_symbol, compose_hops, transmit
 from dekag.link.conditions import BUILT_IN_TRACES, MAX_SNR_DB, MIN_SNR_DB, EqualizerKind, LinkConditions
@@ -160,6 +171,8 @@ class Sender:
         Raises:
             InvalidInputError: the codec cannot send at that rate, or it is not known what PSNR to expect.
         """
+        check_latent_shape(latent_shape)
+        check_whole(source_values=source_values)
         most = self.codec.max_channel_uses(latent_shape)
         if target_psnr_db is None:
             channel_uses = round(cbr * source_values) if math.isfinite(cbr) else 0
@@ -212,6 +225,14 @@ class Sender:
         """
         from dekag.cala.conditions import condition_vector
 
+        check_latents(latents)
+        given = {"conditions": conditions, "channel_uses": channel_uses, "seeds": seeds, "text": text}
+        check_each(len(latents), "latents", **given)
+        most = _most(self.codec, _shape(latents), "latents")
+        for uses in channel_uses:
+            if not is_whole(uses, 1, most):
+                raise InvalidInputError("channel_uses", f"between 1 and {most}", uses)
+        check_whole(source_values=source_values)
         known = [
             condition_vector(uses / source_values, each, at="sender")
             for uses, each in zip(channel_uses, conditions, strict=True)
@@ -288,6 +309,13 @@ class Sender:
             NumericalError: a symbol is not finite.
         """
         count = tiling.count
+        check_latents(latents)
+        if len(latents) != count:
+            raise InvalidInputError("latents", f"one for each of {count} tiles", len(latents))
+        _check_scale(_shape(latents), tiling, "latents")
+        if not is_whole(channel_uses, count):
+            allowed = f"at least {count}, one for each tile"
+            raise InvalidInputError("channel_uses", allowed, channel_uses)
         rows = self.encode(
             latents,
             [conditions] * count,
@@ -346,10 +374,19 @@ class Receiver:
             text: as the sender's.
 
         Raises:
+            InvalidInputError: names the argument that has another shape or range.
             NumericalError: a symbol or a latent is not finite.
         """
         from dekag.cala.conditions import block_snr_db, condition_vector
 
+        if not len(receptions):
+            raise InvalidInputError("receptions", "at least 1", 0)
+        check_each(len(receptions), "receptions", conditions=conditions, seeds=seeds, text=text)
+        check_latent_shape(latent_shape)
+        check_whole(source_values=source_values)
+        most = _most(self.codec, latent_shape, "latent_shape")
+        for reception in receptions:
+            check_symbols(reception.symbols, most, field="receptions")
         known, rows = [], []
         for reception, each in zip(receptions, conditions, strict=True):
             blocks = block_snr_db(reception.gains, reception.no, reception.gain_errors)[0]
@@ -391,9 +428,12 @@ class Receiver:
             text: as the sender's.
 
         Raises:
+            InvalidInputError: names the argument that has another shape or range.
             NumericalError: a symbol or a latent is not finite.
         """
         count = tiling.count
+        check_latent_shape(latent_shape)
+        _check_scale(latent_shape, tiling, "latent_shape")
         return self.decode(
             tile_receptions(reception, count),
             [conditions] * count,
@@ -448,10 +488,28 @@ def _shape(latents: torch.Tensor) -> LatentShape:
     return latents.shape[1], latents.shape[2], latents.shape[3]
 
 
+def _most(codec: ConditionedCodec, shape: LatentShape, field: str) -> int:
+    """The most symbols that a codec sends a latent with; InvalidInputError if it is too small for one."""
+    most = codec.max_channel_uses(shape)
+    if most < 1:
+        raise InvalidInputError(field, "large enough for a symbol of the codec", shape)
+    return most
+
+
+def _check_scale(shape: LatentShape, tiling: Tiling, field: str) -> None:
+    """Raises InvalidInputError unless a latent is to a tile as its width is to the tile's width."""
+    _, height, width = shape
+    factor, rest = divmod(tiling.tile_width, width)
+    if rest or height * factor != tiling.tile_height:
+        allowed = f"of tiles of {tiling.tile_width}x{tiling.tile_height} pixels, of the same ratio of sides"
+        raise InvalidInputError(field, allowed, f"{width}x{height}")
+
+
 def _padded(text: Text, codec: ConditionedCodec) -> torch.Tensor | None:
     """The states of all prompts as (B, tokens, text_width), zero where nothing is said."""
     if text is None or not codec.text_width or not any(each is not None for each in text):
         return None
+    check_states(text, codec.text_width)
     nothing = torch.zeros(0, codec.text_width)
     return pad_sequence([nothing if each is None else each.float() for each in text], batch_first=True)
 
@@ -518,7 +576,15 @@ def receive(symbols: torch.Tensor, states: Sequence[ChannelState], seed: int) ->
 
 
 def tile_receptions(reception: Reception, count: int) -> list[Reception]:
-    """The receptions of the tiles of a picture, from that of the whole (1, K); pilots count for the whole."""
+    """The receptions of the tiles of a picture, from that of the whole (1, K); pilots count for the whole.
+
+    Raises:
+        InvalidInputError: there is not a symbol for each of `count` tiles, or the reception is of several.
+    """
+    check_whole(count=count)
+    check_symbols(reception.symbols, field="reception")
+    if (sent := reception.symbols.shape[1]) < count:
+        raise InvalidInputError("reception", f"of at least {count} symbols, one for each tile", sent)
     if count == 1:
         return [reception]
     gains, errors = reception.symbol_gains, reception.gain_errors
@@ -820,11 +886,8 @@ class SemanticLink:
             InvalidInputError: names the argument that has another shape or range.
             NumericalError: a value is not finite.
         """
-        for name, given in (("conditions", conditions), ("seeds", seeds)):
-            if len(given) != len(latents) or not len(latents):
-                raise InvalidInputError(
-                    name, f"one for each of {len(latents)} latents, at least 1", len(given)
-                )
+        self._check(latents)
+        check_each(len(latents), "latents", conditions=conditions, seeds=seeds, text=text)
         shape = _shape(latents)
         values = self._source_values(shape) if source_values is None else source_values
         if channel_uses is not None:
@@ -1030,6 +1093,7 @@ class SemanticLink:
             InvalidInputError: names the argument that has another shape or range.
             NumericalError: a value is not finite.
         """
+        self._check(latents)
         symbols = self.sender.encode_tiles(
             latents, conditions, rate.channel_uses, tiling, seed=seed, modulation=modulation, text=text
         )
@@ -1042,6 +1106,10 @@ class SemanticLink:
     def side_information(self, prompt: str) -> torch.Tensor | None:
         """The states (tokens, text_width) of a prompt for `send`; None if the codec reads no prompts."""
         return self.generator.reader.side_information(prompt) if self.sender.codec.text_width else None
+
+    def _check(self, latents: torch.Tensor) -> None:
+        """Raises InvalidInputError("latents") unless they have a shape and format that can be sent."""
+        check_latents(latents)
 
     def _restored(
         self,
@@ -1105,9 +1173,16 @@ class PixelLink(SemanticLink):
 
     Attributes:
         codec: the same.
+
+    Raises:
+        InvalidInputError: it is no codec of pixels.
+        MismatchError: the sides of its tiles do not fit each other.
     """
 
     def __init__(self, codec: AnyPixelCodec) -> None:
+        from dekag.pixel_modules import check_codec
+
+        check_codec(codec)
         super().__init__(codec)
         self.codec = codec
 
@@ -1148,9 +1223,17 @@ class PixelLink(SemanticLink):
         Raises:
             InvalidInputError: the codec cannot send it at that rate; says what it allows.
         """
+        check_whole(width=width, height=height)
         tiling = self._tiling_of(width, height)
         shape = (3, tiling.tile_height, tiling.tile_width)
         return self.sender.tiles_rate(LinkConditions(), shape, tiling, cbr=cbr)
+
+    def _check(self, latents: torch.Tensor) -> None:
+        super()._check(latents)
+        if latents.shape[1] != 3:
+            raise InvalidInputError("latents", "(B, 3, height, width), pictures", described(latents))
+        _, _, height, width = latents.shape
+        check_sides(height, width, self.codec.step, self.codec.tile, field="latents")
 
     def _tiling(self, picture: Picture) -> Tiling:
         return self._tiling_of(picture.width, picture.height)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from dekag.api.limits import PIXEL_CODEC_STEP as STEP
 from dekag.api.limits import PIXEL_CODEC_TILE
+from dekag.arguments import check_sides, described
 from dekag.cala.conditions import CONDITION_FEATURES, RATE_CENTRES
 from dekag.codec.batch_invariance import Conv2d
 from dekag.codec.constellation import padded_unit_power, quantize_to_qam, to_maps, to_symbols, unit_power
@@ -190,6 +191,8 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             InvalidInputError: a number is not within 1..max_channel_uses, or a side is no multiple of STEP.
         """
+        if pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise InvalidInputError("pictures", "(batch, 3, h, w)", described(pictures))
         _, _, height, width = pictures.shape
         for name, side in (("height", height), ("width", width)):
             if not side or side % STEP:
@@ -272,12 +275,39 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
             latent_shape: (3, height, width).
             condition: (batch, C), `condition_vector(..., at="receiver")` of each.
             text: ignored.
+
+        Raises:
+            InvalidInputError: names the argument with an invalid shape or range.
         """
+        check_received(symbols, latent_shape, condition, STEP, self.max_channel_uses(latent_shape))
         pictures = []
         for row, known in zip(symbols.split(1), condition.split(1), strict=True):
             count = int(row[0].nonzero().max()) + 1 if row.any() else 1
             pictures.append(self.reconstruct(row[:, :count], latent_shape, [count], known))
         return torch.cat(pictures)
+
+
+def check_received(
+    symbols: torch.Tensor, shape: PixelShape, condition: torch.Tensor, step: int, most: int
+) -> None:
+    """Raises InvalidInputError unless a codec of pixels can decode these.
+
+    Args:
+        symbols: (batch, K) complex64, K at most `most`.
+        shape: (3, height, width).
+        condition: (batch, C).
+        step: the sides are multiples of it, pixels.
+        most: number of symbols that a picture can be sent with.
+    """
+    if len(shape) != 3 or shape[0] != 3:
+        raise InvalidInputError("latent_shape", "(3, height, width)", shape)
+    check_sides(shape[1], shape[2], step, field="latent_shape")
+    if symbols.ndim != 2 or not symbols.is_complex() or not 1 <= symbols.shape[1] <= most:
+        raise InvalidInputError(
+            "symbols", f"(batch, K) complex64, K between 1 and {most}", described(symbols)
+        )
+    if len(condition) != len(symbols):
+        raise InvalidInputError("condition", f"{len(symbols)} rows", len(condition))
 
 
 def check_modulation(modulation: Modulation | None) -> None:

@@ -23,6 +23,7 @@ from torch import nn
 
 from dekag import plugins
 from dekag.api.limits import PIXEL_CODEC_STEP, PIXEL_CODEC_TILE
+from dekag.arguments import check_sides, described
 from dekag.cala.conditions import rate_and_snr_db
 from dekag.cala.rate import QualityModel
 from dekag.cala.restoration import RestorationTable
@@ -34,7 +35,7 @@ from dekag.errors import DekagError, InvalidInputError, MismatchError, NotFoundE
 from dekag.generation.loading import folder_hash
 from dekag.link.conditions import EqualizerKind
 from dekag.pictures import Tiling
-from dekag.pixel_codec import PixelCodec, PixelShape, as_sent, check_modulation
+from dekag.pixel_codec import PixelCodec, PixelShape, as_sent, check_modulation, check_received
 from dekag.sources import imported_sources
 
 
@@ -139,10 +140,23 @@ class PixelModules(nn.Module, ABC):
         The arguments are those of `PixelCodec.encode`.
 
         Raises:
-            InvalidInputError: there is no such modulation.
+            InvalidInputError: names the argument with an invalid shape or range, such as a number of symbols
+                that is not one of `symbol_counts`.
             MismatchError: the plug-in fails, or returns another shape.
         """
         check_modulation(modulation)
+        if latents.ndim != 4 or latents.shape[1] != 3 or not len(latents):
+            raise InvalidInputError("latents", "(batch, 3, h, w), at least 1 tile", described(latents))
+        check_sides(latents.shape[2], latents.shape[3], self.step, self.tile, field="latents")
+        if len(channel_uses) != len(latents) or len(condition) != len(latents):
+            raise InvalidInputError("channel_uses and condition", f"{len(latents)} each", len(channel_uses))
+        counts = self._counts((3, latents.shape[2], latents.shape[3]))
+        for count in channel_uses:
+            if count not in counts:
+                allowed = (
+                    f"one of {', '.join(map(str, counts))} for this size and the codec of pixels {self.name}"
+                )
+                raise InvalidInputError("channel_uses", allowed, count)
         rows, most = [], max(channel_uses)
         for tile, count, snr_db in zip(latents.split(1), channel_uses, _snrs_db(condition), strict=True):
             symbols = self._checked("to_symbols", (1, count), tile.add(1).div(2), count, snr_db)
@@ -161,8 +175,10 @@ class PixelModules(nn.Module, ABC):
         """Equalised symbols (batch, K) -> tiles (batch, 3, h, w) float32, about in [-1, 1].
 
         Raises:
+            InvalidInputError: names the argument with an invalid shape or range.
             MismatchError: the plug-in fails, or returns another shape.
         """
+        check_received(symbols, latent_shape, condition, self.step, self.max_channel_uses(latent_shape))
         _, height, width = latent_shape
         images = [
             self._checked("to_image", (1, *latent_shape), row, height, width, snr_db)
@@ -297,6 +313,20 @@ def _check(codec: Any, known: type[PixelModules]) -> None:
             f"step of the codec of pixels {known.name} must be an integer of 1 or more, and tile a multiple "
             f"of it; got step {step} and tile {tile}"
         )
+
+
+def check_codec(codec: object) -> None:
+    """Whether a link of pixels can use it.
+
+    Raises:
+        InvalidInputError: it is no codec of pixels.
+        MismatchError: the sides of its tiles do not fit each other.
+    """
+    if isinstance(codec, PixelModules):
+        _check(codec, type(codec))
+    elif not isinstance(codec, PixelCodec):
+        allowed = f"a {PixelCodec.__name__}, or a {PixelModules.__name__} of your own"
+        raise InvalidInputError("codec", allowed, type(codec).__name__)
 
 
 def _codec(name: str) -> type[AnyPixelCodec]:

@@ -22,6 +22,7 @@ from dekag.errors import InvalidInputError, NumericalError
 from dekag.generation import placement as placement_module
 from dekag.link import conditions as conditions_module
 from dekag.link.channel import ChannelState, transmit
+from dekag.pictures import Tiling
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (4, 32, 32)
@@ -208,3 +209,108 @@ def test_one_hop_is_received_as_it_was_transmitted() -> None:
         assert torch.equal(getattr(received, name), getattr(sent, name))
     with pytest.raises(NumericalError, match="seed 5"):
         pipeline.receive(sent.symbols * torch.nan, [state], 5)
+
+
+def _conditions(count: int) -> list[LinkConditions]:
+    return [LinkConditions(snr_db=10)] * count
+
+
+@pytest.mark.parametrize(
+    ("latents", "told"),
+    [
+        (torch.zeros(4, 32, 32), r"\(4, 32, 32\) torch.float32"),
+        (torch.zeros(1, 4, 32, 32, dtype=torch.float64), r"torch.float64"),
+        (torch.zeros(0, 4, 32, 32), r"\(0, 4, 32, 32\)"),
+        (torch.zeros(1, 4, 0, 32), r"\(1, 4, 0, 32\)"),
+        ("latents", "str"),
+    ],
+)
+def test_latents_of_another_form_are_named(link: SemanticLink, latents: Any, told: str) -> None:
+    said = rf"^latents must be \(B, channels, h, w\) float32, .*; got .*{told}"
+    with pytest.raises(InvalidInputError, match=said):
+        link.send(latents, _conditions(1), [1], source_values=VALUES)
+    with pytest.raises(InvalidInputError, match=said):
+        link.sender.encode(latents, _conditions(1), [1], source_values=VALUES, seeds=[1])
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [((16, 32, 32), r"\(batch, 4, h, w\)"), ((4, 33, 32), "of sides that are multiples of 4")],
+)
+def test_latents_that_the_codec_does_not_have_are_named(
+    link: SemanticLink, aligned: bool, shape: tuple[int, int, int], told: str
+) -> None:
+    codec = link.sender.codec
+    assert isinstance(codec, AlignedCodec)
+    mine = SemanticLink(codec if aligned else AlignedCodec(codec.base, codec.base_hash))
+    for rows in (1, 2):
+        many = torch.zeros(rows, *shape)
+        with pytest.raises(InvalidInputError, match=f"^latents must be {told}"):
+            mine.send(many, _conditions(rows), range(rows), source_values=VALUES, channel_uses=8)
+    received = transmit(torch.ones(1, 8, dtype=torch.complex64), _conditions(1), [1])
+    with pytest.raises(InvalidInputError, match=r"^latent_shape must be"):
+        mine.receiver.decode([received], _conditions(1), latent_shape=shape, source_values=VALUES, seeds=[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"conditions": _conditions(3)}, "conditions must be one for each of 2 latents; got '3'"),
+        ({"channel_uses": [8]}, "channel_uses must be one for each of 2 latents; got '1'"),
+        ({"seeds": [1]}, "seeds must be one for each of 2 latents; got '1'"),
+        ({"text": [None]}, "text must be one for each of 2 latents; got '1'"),
+        ({"text": [None, torch.zeros(3, 5)]}, r"text must be None or the states \(tokens, 128\) of a prompt"),
+        ({"text": [None, "a boat"]}, "text must be None or the states .*got 'str'"),
+        ({"channel_uses": [8, 0]}, "channel_uses must be between 1 and 2048; got '0'"),
+        ({"channel_uses": [2049, 8]}, "channel_uses must be between 1 and 2048; got '2049'"),
+        ({"channel_uses": [8, 7.5]}, "channel_uses must be between 1 and 2048; got '7.5'"),
+        ({"source_values": 0}, "source_values must be an integer of at least 1; got '0'"),
+        ({"modulation": "qam"}, "modulation must be one of"),
+    ],
+)
+def test_a_sender_names_what_does_not_fit(link: SemanticLink, changes: dict[str, Any], told: str) -> None:
+    given = {"conditions": _conditions(2), "channel_uses": [8, 8], "source_values": VALUES, "seeds": [1, 2]}
+    with pytest.raises(InvalidInputError, match=f"^{told}"):
+        link.sender.encode(torch.zeros(2, *SHAPE), **{**given, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"receptions": []}, "receptions must be at least 1"),
+        ({"conditions": _conditions(2)}, "conditions must be one for each of 1 receptions; got '2'"),
+        ({"seeds": []}, "seeds must be one for each of 1 receptions; got '0'"),
+        ({"text": [None, None]}, "text must be one for each of 1 receptions; got '2'"),
+        ({"latent_shape": (4, 32)}, r"latent_shape must be \(channels, h, w\), three integers"),
+        ({"latent_shape": (4, 2, 2)}, "latent_shape must be large enough for a symbol of the codec"),
+        ({"latent_shape": (4, 4, 4)}, r"receptions must be of symbols \(1, K\) .*, K between 1 and 32; got"),
+        ({"source_values": 1.5}, "source_values must be an integer of at least 1"),
+    ],
+)
+def test_a_receiver_names_what_does_not_fit(link: SemanticLink, changes: dict[str, Any], told: str) -> None:
+    received = transmit(torch.ones(1, 40, dtype=torch.complex64), _conditions(1), [1])
+    given = {"conditions": _conditions(1), "latent_shape": SHAPE, "source_values": VALUES, "seeds": [1]}
+    whole = {"receptions": [received], **given}
+    assert link.receiver.decode(**whole).shape == (1, *SHAPE)
+    with pytest.raises(InvalidInputError, match=f"^{told}"):
+        link.receiver.decode(**{**whole, **changes})
+
+
+def test_tiles_that_do_not_fit_their_picture_are_named(link: SemanticLink) -> None:
+    tiling, conditions = Tiling.of(300, 100, 256), LinkConditions(snr_db=10)
+    tiles = torch.zeros(2, 4, tiling.tile_height // 8, tiling.tile_width // 8)
+    wrong = [
+        (tiles[:1], 16, "latents must be one for each of 2 tiles"),
+        (torch.zeros(2, *SHAPE), 16, "latents must be of tiles of 160x128 pixels"),
+        (tiles, 1, "channel_uses must be at least 2, one for each tile"),
+        (tiles, 10_000, "channel_uses must be between 1 and"),
+    ]
+    for latents, uses, told in wrong:
+        with pytest.raises(InvalidInputError, match=told):
+            link.send_tiles(latents, tiling, conditions, 1, rate=pipeline.Rate(uses))
+    received = transmit(torch.ones(1, 1, dtype=torch.complex64), [conditions], [1])
+    with pytest.raises(InvalidInputError, match="reception must be of at least 2 symbols, one for each tile"):
+        link.receiver.decode_tiles(received, conditions, tiling, latent_shape=tuple(tiles.shape[1:]), seed=1)
+    with pytest.raises(InvalidInputError, match=r"^symbols must be \(B, K\) complex64; got .*float32"):
+        pipeline.receive(torch.ones(1, 8), [], 1)

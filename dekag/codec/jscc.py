@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dekag import plugins
+from dekag.arguments import check_sides, described
 from dekag.codec.batch_invariance import Conv2d
 from dekag.codec.constellation import padded_unit_power, quantize_to_qam, to_maps, to_symbols, unit_power
 from dekag.codec.text_attention import TextAttention
@@ -234,8 +235,13 @@ class JsccCodec(LatentCodec):
             text: states of the prompts, (batch, tokens, text_width); None where no prompt is read.
 
         Raises:
-            InvalidInputError: a number is not within 1..max_channel_uses, or there is not one for each image.
+            InvalidInputError: a number is not within 1..max_channel_uses, or there is not one for each image;
+                or the latents have another shape.
         """
+        channels = int(self.config.latent_channels)
+        if latents.ndim != 4 or latents.shape[1] != channels:
+            raise InvalidInputError("latents", f"(batch, {channels}, h, w)", described(latents))
+        check_sides(latents.shape[2], latents.shape[3], int(self.config.fold), field="latents")
         most = self.max_channel_uses((latents.shape[1], latents.shape[2], latents.shape[3]))
         counts = [channel_uses] if isinstance(channel_uses, int) else list(channel_uses)
         for count in counts:
@@ -318,7 +324,17 @@ class JsccCodec(LatentCodec):
         """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32.
 
         Symbols that a row did not send must be zero.
+
+        Raises:
+            InvalidInputError: there are more symbols than `max_channel_uses`, or latents have another shape.
         """
+        channels = int(self.config.latent_channels)
+        if len(latent_shape) != 3 or latent_shape[0] != channels:
+            raise InvalidInputError("latent_shape", f"({channels}, h, w)", latent_shape)
+        check_sides(latent_shape[1], latent_shape[2], int(self.config.fold), field="latent_shape")
+        if symbols.ndim != 2 or symbols.shape[1] > self.max_channel_uses(latent_shape):
+            allowed = f"(batch, K), K at most {self.max_channel_uses(latent_shape)}"
+            raise InvalidInputError("symbols", allowed, described(symbols))
         _, height, width = latent_shape
         height, width = height // self.config.fold, width // self.config.fold
         missing = self.max_channel_uses(latent_shape) - symbols.shape[1]

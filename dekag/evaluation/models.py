@@ -22,9 +22,11 @@ from dekag.cala.methods import AdaptedCodec, Cala, attached
 from dekag.codec import JsccCodec
 from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt, own_prompts, topic_prompts
+from dekag.generation.facts import GeneratorFacts
 from dekag.generation.loading import folder_hash, load_component
 from dekag.generation.machine import machine_placement
 from dekag.generation.models import Generator
+from dekag.generation.placement import Placement
 from dekag.generation.profile import Role
 from dekag.generation.restorer import Restorer
 from dekag.generation.side_information import SideInformation
@@ -44,32 +46,6 @@ from dekag.training.distill import draw_images, kept_images
 Images = npt.NDArray[np.uint8]
 LARGE = 2**30
 """Bytes of weights from which on a generator leaves memory before the other one is loaded."""
-
-
-@dataclass(frozen=True)
-class GeneratorFacts:
-    """What results say of a generator, and keys depend on; known also while it is not in memory.
-
-    Attributes:
-        model_hash, steps, guidance_scale, departures, identity: as in `Generator`.
-    """
-
-    model_hash: str
-    steps: int
-    guidance_scale: float
-    departures: tuple[str, ...]
-    identity: str
-
-    @classmethod
-    def of(cls, generator: Generator) -> GeneratorFacts:
-        """Those of a generator."""
-        return cls(
-            generator.model_hash,
-            generator.steps,
-            generator.guidance_scale,
-            generator.departures,
-            generator.identity,
-        )
 
 
 @dataclass
@@ -113,10 +89,13 @@ class ModelBank:
         """The generator of a role, after which a large one of the other role is not in memory."""
         if role not in self._generators:
             self._drop_large()
-            placed = machine_placement(role, trained=role == "edge")
-            self._generators[role] = generator = Generator.from_profile(self.profile, role, placed)
-            self._facts[role] = GeneratorFacts.of(generator)
+            self._generators[role] = Generator.from_profile(self.profile, role, self._placed(role))
         return self._generators[role]
+
+    @staticmethod
+    def _placed(role: Role) -> Placement:
+        """Where the generator of a role computes."""
+        return machine_placement(role, trained=role == "edge")
 
     def _drop_large(self) -> None:
         large = [role for role, each in self._generators.items() if each.bytes_in_memory >= LARGE]
@@ -129,9 +108,14 @@ class ModelBank:
             gc.collect()
 
     def facts(self, role: Role) -> GeneratorFacts:
-        """What there is to know of a generator; it is loaded at the first time alone."""
+        """What there is to know of a generator, which is not loaded for that."""
         if role not in self._facts:
-            self._generator(role)
+            loaded = self._generators.get(role)
+            self._facts[role] = (
+                GeneratorFacts.of_profile(self.profile, role, self._placed(role))
+                if loaded is None
+                else loaded.facts
+            )
         return self._facts[role]
 
     @cached_property

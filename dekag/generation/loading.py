@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
 import math
 import os
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigm
 """Pipelines that generators use; the edge is the first."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 INDEX = "model_index.json"
+CHECKER = "safety_checker"
+"""A component of Stable Diffusion 1 that is never loaded: it judges pixels, and generators draw latents."""
 _UNET = "model.diffusion_model."  # of the names in checkpoints
 _LACKS = "it lacks weights"
 
@@ -167,15 +170,12 @@ def _pipeline(model: GeneratorProfile, parts: dict[str, Any]) -> Any:
 
 
 def _without_checker(folder: str) -> dict[str, Any]:
-    """Arguments that leave out a pipeline's safety checker, such as that of Stable Diffusion 1.
-
-    It judges pixels, and generators draw latents alone: loaded, it would take memory for nothing.
-    """
+    """Arguments that leave out a pipeline's safety checker, which would take memory for nothing."""
     index = Path(folder, INDEX)
     named = dict(_components(dict(read_json(index)))) if index.is_file() else {}
-    if named.get("safety_checker", [None])[0] is None:
+    if named.get(CHECKER, [None])[0] is None:
         return {}
-    return {"safety_checker": None, "requires_safety_checker": False}
+    return {CHECKER: None, "requires_safety_checker": False}
 
 
 def _pipeline_of_file(model: GeneratorProfile, parts: dict[str, Any]) -> Any:
@@ -212,7 +212,7 @@ def configuration(model: GeneratorProfile) -> tuple[dict[str, Any], str]:
     if not (folder / INDEX).is_file():
         raise MismatchError(f"the configuration {model.config} has no {INDEX}")
     index = dict(read_json(folder / INDEX))
-    used = [name for name, (library, _) in _components(index) if library and name != "safety_checker"]
+    used = [name for name, (library, _) in _components(index) if library and name != CHECKER]
     if absent := [name for name in used if not (folder / name).is_dir()]:
         raise MismatchError(f"the configuration {model.config} has no folder {absent[0]!r}")
     return index, str(folder)
@@ -263,21 +263,8 @@ def load_component(model: GeneratorProfile, name: str) -> Any:
         NotFoundError: it is not on this machine.
         MismatchError: the pipeline has no such component.
     """
-    from diffusers import DiffusionPipeline
-
     part = model.components.get(name)
-    if part is not None and Path(part.path).is_file():
-        raise MismatchError(f"{part.path} is a file: the component {name!r} is a folder, or a name on a hub")
-    if Path(model.path).is_file():
-        index, folder = configuration(model)
-    else:
-        folder = local_folder(model.path, model.revision)
-        index = DiffusionPipeline.load_config(folder, local_files_only=True)
-    library, kind = index.get(name, (None, None))
-    if kind is None:
-        named = ", ".join(sorted(key for key in index if not key.startswith("_")))
-        raise MismatchError(f"{model.path} has no component {name!r}: its components are {named}")
-    kind = _class_of(library, kind)
+    kind, folder = _component(model, name)
     weighty = issubclass(kind, torch.nn.Module)
     if part is None and weighty and Path(model.path).is_file():
         return _component_of_file(model, name, kind)
@@ -290,6 +277,56 @@ def load_component(model: GeneratorProfile, name: str) -> Any:
         local_files_only=True,
         **(weights if weighty else {}),
     )
+
+
+def component_config(model: GeneratorProfile, name: str) -> dict[str, Any]:
+    """The configuration of a component of diffusers, with the defaults of its class; reads no weights.
+
+    Raises:
+        NotFoundError, MismatchError: as `load_component`; or the component has no configuration.
+    """
+    kind, folder = _component(model, name)
+    part = model.components.get(name) or ComponentProfile(path=folder, subfolder=name)
+    path = Path(local_folder(part.path, part.revision), part.subfolder or "", "config.json")
+    if not path.is_file():
+        raise MismatchError(f"the component {name!r} of {model.path} has no {path}")
+    arguments = inspect.signature(kind.__init__).parameters
+    usual = {key: each.default for key, each in arguments.items() if each.default is not each.empty}
+    return {**usual, **read_json(path)}
+
+
+def denoiser_name(model: GeneratorProfile) -> str:
+    """The name of a generator's denoiser in its pipeline."""
+    library, _ = _index(model)[0].get("unet") or (None, None)
+    return "unet" if library is not None else "transformer"
+
+
+def _index(model: GeneratorProfile) -> tuple[dict[str, Any], str]:
+    """The index of a generator's pipeline, and the folder that it is in."""
+    from diffusers import DiffusionPipeline
+
+    if Path(model.path).is_file():
+        return configuration(model)
+    folder = local_folder(model.path, model.revision)
+    return DiffusionPipeline.load_config(folder, local_files_only=True), folder
+
+
+def _component(model: GeneratorProfile, name: str) -> tuple[Any, str]:
+    """The class of a component, and the folder with the index that names it.
+
+    Raises:
+        NotFoundError: the pipeline is not on this machine.
+        MismatchError: it has no such component, or that is replaced by a file.
+    """
+    part = model.components.get(name)
+    if part is not None and Path(part.path).is_file():
+        raise MismatchError(f"{part.path} is a file: the component {name!r} is a folder, or a name on a hub")
+    index, folder = _index(model)
+    library, kind = index.get(name, (None, None))
+    if kind is None:
+        named = ", ".join(sorted(key for key in index if not key.startswith("_")))
+        raise MismatchError(f"{model.path} has no component {name!r}: its components are {named}")
+    return _class_of(library, kind), folder
 
 
 def _component_of_file(model: GeneratorProfile, name: str, kind: Any) -> Any:

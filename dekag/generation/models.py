@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from dekag.console import library_log
 from dekag.errors import DeadlineError, MismatchError
 from dekag.generation import loading, placement
 from dekag.generation.autoencoder import decode, encode
+from dekag.generation.facts import GeneratorFacts, departures, side_in_pixels
 from dekag.generation.machine import machine_placement
 from dekag.generation.placement import Placement
 from dekag.generation.profile import GeneratorProfile, HasGenerators, Role
@@ -124,14 +126,6 @@ def by_group(keys: Sequence[_Key], draw: Callable[[Sequence[int], _Key], torch.T
     return torch.cat([rows[i] for i in range(len(keys))])
 
 
-def _made_for(denoiser: Any, decoder: LatentDecoder) -> int | None:
-    """Side of the images that a denoiser was made for, pixels; None if it does not say."""
-    side = denoiser.config.sample_size
-    if isinstance(side, list | tuple):
-        side = side[0]
-    return None if side is None else int(side * decoder.factor)
-
-
 class Generator:
     """A text-to-image pipeline (Stable Diffusion, also XL, or PixArt-Sigma) with its sampling settings.
 
@@ -140,6 +134,7 @@ class Generator:
 
     Attributes:
         formats: of its parts that do not compute in float32.
+        devices: of its parts that do not compute on the CPU.
     """
 
     def __init__(
@@ -152,6 +147,7 @@ class Generator:
         guidance_scale: float,
         size: int | None = None,
         formats: tuple[str, ...] = (),
+        devices: tuple[str, ...] = (),
         load_text_encoder: Callable[[], Any] | None = None,
     ) -> None:
         pipeline.set_progress_bar_config(disable=True)
@@ -160,10 +156,10 @@ class Generator:
         self.decoder = decoder
         self.steps = steps
         self.guidance_scale = guidance_scale
-        self.formats = formats
+        self.formats, self.devices = formats, devices
         self._denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
         self._traced: TracedDenoiser | None = None
-        self._own_size = _made_for(self._denoiser, decoder)
+        self._own_size = side_in_pixels(self._denoiser.config.sample_size, decoder.factor)
         if (side := size or self._own_size) is None:
             raise MismatchError("the denoiser does not say for which size it was made: a size is required")
         self.size = side
@@ -226,20 +222,27 @@ class Generator:
             guidance_scale=model.guidance_scale,
             size=size,
             formats=model.formats,
+            devices=placed.devices,
             load_text_encoder=None
             if placed.keep_text_encoder
             else lambda: loading.load_component(model, "text_encoder").to(placed.text_device),
         )
 
     @property
+    def facts(self) -> GeneratorFacts:
+        """What its image of a request depends on beside the request."""
+        other = departures(self.size, self._own_size, self.formats, self.devices)
+        return GeneratorFacts(self.model_hash, self.steps, self.guidance_scale, other)
+
+    @property
     def departures(self) -> tuple[str, ...]:
-        """What tells its images from its model's usual ones: another size, formats other than float32."""
-        return (*(() if self.size == self._own_size else (f"{self.size} pixels",)), *self.formats)
+        """What tells its images from its model's usual ones; see `GeneratorFacts`."""
+        return self.facts.departures
 
     @property
     def identity(self) -> str:
         """What its image of a request depends on beside the request; the keys of caches contain it."""
-        return "/".join([self.model_hash, str(self.steps), str(self.guidance_scale), *self.departures])
+        return self.facts.identity
 
     @property
     def bytes_in_memory(self) -> int:
@@ -269,6 +272,18 @@ class Generator:
             self._traced = TracedDenoiser(self._denoiser)
         except ValueError as error:  # it works without
             library_log().warning("the denoiser is not traced", reason=str(error))
+
+    def twin(self) -> Self:
+        """A generator of the same models, which need no further memory, that may draw in another thread.
+
+        Only one that keeps its text encoder in memory, on one device, has a twin.
+        """
+        other = copy.copy(self)
+        other.pipeline = copy.copy(self.pipeline)
+        for state in ("scheduler", "tokenizer"):  # what drawing changes
+            setattr(other.pipeline, state, copy.deepcopy(getattr(self.pipeline, state)))
+        other.reader = PromptReader(other.pipeline)
+        return other
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of an image with that size in pixels."""

@@ -43,6 +43,14 @@ class Placement:
     keep_text_encoder: bool = True
     vae_dtype: VaeDtype = ""
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The kinds of devices other than the CPU, which round differently; empty if all is on the CPU."""
+        if self.device.type == "cpu":
+            return ()
+        apart = self.text_device.type != self.device.type
+        return (self.device.type, *([f"text encoder {self.text_device.type}"] if apart else []))
+
     def formatted(self, model: GeneratorProfile) -> GeneratorProfile:
         """The model with the number format that its autoencoder has here."""
         return model.with_autoencoder_in(self.vae_dtype)
@@ -130,6 +138,30 @@ def devices() -> list[str]:
 def describe(device: torch.device) -> str:
     """A device's name for people: that of the graphics card, otherwise its type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def memory_of(device: torch.device) -> tuple[int, int] | None:
+    """Bytes of a graphics card that are free, and all that it has; None where they are not known.
+
+    Example:
+        >>> import torch
+        >>> from dekag.generation.placement import memory_of
+        >>> memory_of(torch.device("cpu")) is None
+        True
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:  # the driver does not answer, or has no room for a context
+        return None
+    return int(free), int(total)
+
+
+def other_devices(module: Any) -> tuple[str, ...]:
+    """The kind of device on which a module computes, for keys of caches; empty on the CPU, as usual."""
+    kind = device_and_dtype(module)[0].type
+    return () if kind == "cpu" else (kind,)
 
 
 def device_and_dtype(module: Any) -> tuple[torch.device, torch.dtype]:

@@ -8,6 +8,7 @@ user's machine (docs/performance.md).
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,8 +46,13 @@ class TracedDenoiser:
     """The trace of a denoiser for which `worth_tracing`, for every batch size, image size and prompt length.
 
     It uses the denoiser's own weights: a change of their `data` is a change of both. The denoiser itself
-    computes where it would take other branches: with sides that it cannot halve as often as it wants, with
-    other arguments, and with gradients.
+    computes where it would take other branches: with sides that it cannot halve as often as it wants, and
+    with other arguments.
+
+    Args:
+        denoiser: see above.
+        training: trace what training calls, with a timestep for each image and with gradients, instead of
+            what drawing calls, with one timestep and without gradients.
 
     Example:
         >>> traced = TracedDenoiser(pipeline.unet)  # doctest: +SKIP
@@ -57,11 +63,13 @@ class TracedDenoiser:
         ValueError: the trace does not compute what the denoiser computes.
     """
 
-    def __init__(self, denoiser: UNet2DConditionModel) -> None:
-        self._denoiser, self._plain = denoiser, denoiser.forward
+    def __init__(self, denoiser: UNet2DConditionModel, *, training: bool = False) -> None:
+        self._denoiser, self._plain, self._training = denoiser, denoiser.forward, training
+        self._lock, self._users = threading.Lock(), 0
         self._unit = 2 ** int(denoiser.num_upsamplers)
         self._states_width: int = denoiser.config.cross_attention_dim
-        with torch.inference_mode(), warnings.catch_warnings():
+        # gradients cannot be computed through tensors that were made in inference mode
+        with torch.no_grad() if training else torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is deprecated, and warns of branches in Python
             self._trace = torch.jit.trace(_Positional(denoiser), self._example(2, 4, 4), check_trace=False)
         other = self._example(1, 2, 3)
@@ -72,12 +80,17 @@ class TracedDenoiser:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Inside the context, a call of the denoiser runs the trace."""
-        self._denoiser.forward = self._forward
+        """Inside the context, a call of the denoiser runs the trace; several threads may be inside."""
+        with self._lock:
+            self._users += 1
+            self._denoiser.forward = self._forward
         try:
             yield
         finally:
-            del self._denoiser.forward
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    del self._denoiser.forward
 
     def _forward(
         self,
@@ -98,11 +111,11 @@ class TracedDenoiser:
     def _fits(self, sample: torch.Tensor, timestep: Any, others: dict[str, Any]) -> bool:
         """Whether the trace took the same branches for such arguments."""
         return (
-            not torch.is_grad_enabled()
+            (self._training or not torch.is_grad_enabled())
             and sample.dtype == torch.float32
             and all(side % self._unit == 0 for side in sample.shape[2:])
             and isinstance(timestep, torch.Tensor)
-            and (timestep.ndim, timestep.dtype) == (0, torch.int64)
+            and (timestep.ndim, timestep.dtype) == (int(self._training), torch.int64)
             and not any(each is not None for each in others.values())
         )
 
@@ -112,7 +125,7 @@ class TracedDenoiser:
         channels = int(self._denoiser.config.in_channels)
         latents = torch.randn(rows, channels, self._unit * height, self._unit * width, generator=noise)
         states = torch.randn(rows, 7 * rows, self._states_width, generator=noise)
-        return latents, torch.tensor(500), states
+        return latents, torch.full((rows,), 500) if self._training else torch.tensor(500), states
 
 
 class _Positional(torch.nn.Module):

@@ -193,6 +193,8 @@ def compose_hops(
     Raises:
         InvalidInputError: the shapes of the states do not match `symbols` or each other.
     """
+    if symbols.ndim != 2 or symbols.dtype != torch.complex64 or not symbols.shape[1]:
+        raise InvalidInputError("symbols", "(B, K) complex64", f"{tuple(symbols.shape)} {symbols.dtype}")
     batch = symbols.shape[0]
     if not states:
         return Reception(symbols, torch.ones(batch, blocks, dtype=torch.complex64), torch.zeros(batch))

@@ -43,6 +43,12 @@ class Picture:
     format: str
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises InvalidInputError("pixels") unless they are what is said above."""
+        shape, dtype = np.shape(self.pixels), getattr(self.pixels, "dtype", type(self.pixels).__name__)
+        if len(shape) != 3 or shape[2] != 3 or not all(shape) or dtype != np.uint8:
+            raise InvalidInputError("pixels", "(height, width, 3) uint8, RGB", f"{shape} {dtype}")
+
     @property
     def width(self) -> int:
         """Pixels."""

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dekag.api.limits import PIXEL_STEP
+from dekag.errors import InvalidInputError
 from dekag.generation.images import Pixels
 
 
@@ -50,7 +51,13 @@ class Tiling:
             width, height: of the picture, pixels, at least 1.
             size: largest side of a tile, a multiple of `step`.
             step: sides of tiles are multiples of it, pixels.
+
+        Raises:
+            InvalidInputError: names the argument that is no integer of at least 1.
         """
+        for name, side in {"width": width, "height": height, "size": size, "step": step}.items():
+            if not isinstance(side, int | np.integer) or side < 1:
+                raise InvalidInputError(name, "an integer of at least 1, pixels", side)
         columns, rows = -(-width // size), -(-height // size)
         return cls(width, height, columns, rows, _side(width, columns, step), _side(height, rows, step))
 
@@ -75,18 +82,34 @@ class Tiling:
         return self.columns * self.tile_width, self.rows * self.tile_height
 
     def split(self, pixels: Pixels) -> npt.NDArray[np.uint8]:
-        """(count, tile_height, tile_width, 3) uint8, row by row, of a picture (height, width, 3)."""
+        """(count, tile_height, tile_width, 3) uint8, row by row, of a picture (height, width, 3).
+
+        Raises:
+            InvalidInputError: the picture has another size or format.
+        """
+        self._check("pixels", pixels, (self.height, self.width, 3))
         width, height = self.padded
         whole = np.pad(pixels, ((0, height - self.height), (0, width - self.width), (0, 0)), mode="edge")
         grid = whole.reshape(self.rows, self.tile_height, self.columns, self.tile_width, 3)
         return grid.swapaxes(1, 2).reshape(self.count, self.tile_height, self.tile_width, 3)
 
     def join(self, tiles: npt.NDArray[np.uint8]) -> Pixels:
-        """The picture (height, width, 3) uint8 of its tiles; the inverse of `split`."""
+        """The picture (height, width, 3) uint8 of its tiles; the inverse of `split`.
+
+        Raises:
+            InvalidInputError: the tiles have another number, size or format.
+        """
+        self._check("tiles", tiles, (self.count, self.tile_height, self.tile_width, 3))
         grid = tiles.reshape(self.rows, self.columns, self.tile_height, self.tile_width, 3)
         width, height = self.padded
         whole = grid.swapaxes(1, 2).reshape(height, width, 3)
         return np.ascontiguousarray(whole[: self.height, : self.width])
+
+    @staticmethod
+    def _check(field: str, pixels: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> None:
+        if np.shape(pixels) != shape or pixels.dtype != np.uint8:
+            got = f"{np.shape(pixels)} {getattr(pixels, 'dtype', type(pixels).__name__)}"
+            raise InvalidInputError(field, f"{shape} uint8", got)
 
     def __str__(self) -> str:
         """In a few words, for people."""

@@ -12,10 +12,12 @@ import dataclasses
 import hashlib
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -26,11 +28,13 @@ from torch import nn
 
 from dekag.errors import MismatchError
 from dekag.generation import autoencoder
+from dekag.generation.facts import GeneratorFacts
 from dekag.generation.images import Pixels, from_bytes, png_note, to_png
 from dekag.generation.models import PIXELS_AT_ONCE, Generator, by_group
 from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import GenerationRequest
+from dekag.generation.traced_denoiser import TracedDenoiser, worth_tracing
 from dekag.generation.trajectories import Trajectories, TrajectoryFile, check_generators
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
@@ -52,7 +56,8 @@ from dekag.stickers.sheet import save_sheet
 from dekag.training.device import multiplying
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.loop import TrainingRun
-from dekag.training.targets import ImageTargets, Targets, trajectory_targets
+from dekag.training.side_by_side import side_by_side
+from dekag.training.targets import ImageTargets, Noised, Targets, trajectory_targets
 
 ADAPTER = "distilled"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -69,9 +74,10 @@ EMA_DECAY = 0.98
 SAVE_EVERY_S = 10.0
 ENCODED_PIXELS = 2**18  # pixels that the autoencoder encodes at once
 DRAWN_AT_ONCE = 8
-WORTH_A_TRACE = 50  # images; a trace takes as long as ten
+WORTH_A_TRACE = 50  # images or steps; a trace takes as long as ten
 SCORED = 8  # held-out prompts used for the scores and the samples
 SAMPLES, PREVIEW = "samples.png", "preview.png"
+IMAGES = "images"  # folder of the cloud's images
 PREVIEWED = 4  # held-out prompts in a preview
 SEED_STRIDE = 1_000_000  # distillations with different seeds use different generation seeds
 
@@ -127,7 +133,8 @@ def draw_images(
         cloud: the generator.
         prompts, seeds: of each image.
         folder: where the images are kept.
-        at_once: images in a batch, which is faster but differs from single images by rounding.
+        at_once: images in a batch, which is faster but differs from single images by rounding. A small
+            generator draws a batch in each of PyTorch's threads.
         trajectories: whether to keep how each was denoised, too.
         on_progress: called after each batch with the number of images that are there.
         should_stop: called before each batch.
@@ -140,17 +147,31 @@ def draw_images(
     missing = [each for each in known if not each.is_there(trajectories)]
     if at_once > 1 and len(missing) >= WORTH_A_TRACE:
         cloud.trace()
-    drawn = read = 0
-    for start in range(0, len(known), at_once):
-        if should_stop():
-            raise Stopped
-        part = known[start : start + at_once]
-        if new := [each for each in part if each in missing]:
-            if drawn + len(new) > read:
-                read = drawn + cloud.reader.prepare([each.prompt for each in missing[drawn:]])
-            _draw(cloud, new, trajectories)
-            drawn += len(new)
-        on_progress(start + len(part))
+    parts = [known[start : start + at_once] for start in range(0, len(known), at_once)]
+    drawn = read = done = 0
+    with side_by_side(torch.get_num_threads() if cloud.small and missing else 1) as crew:
+        idle = SimpleQueue[Generator]()
+        for number in range(crew.threads):
+            idle.put(cloud if number == 0 else cloud.twin())
+
+        def draw(part: Sequence[_Wanted]) -> int:
+            nonlocal drawn, read
+            if should_stop():
+                raise Stopped
+            if new := [each for each in part if each in missing]:
+                own = idle.get()
+                if drawn + len(new) > read:
+                    read = drawn + own.reader.prepare([each.prompt for each in missing[drawn:]])
+                drawn += len(new)
+                try:
+                    _draw(own, new, trajectories)
+                finally:
+                    idle.put(own)
+            return len(part)
+
+        for count in crew.map(draw, parts):
+            done += count
+            on_progress(done)
     return _read(known)
 
 
@@ -227,6 +248,12 @@ class CloudImages:
     model_hash: str
     trajectories: tuple[TrajectoryFile, ...] = ()
 
+    @classmethod
+    def _of(cls, known: Sequence[_Wanted], model_hash: str, trajectories: bool) -> CloudImages:
+        """Those that are there."""
+        files = tuple(each.trajectory for each in known) if trajectories else ()
+        return cls(_read(known), model_hash, files)
+
     @property
     def content_hash(self) -> str:
         """SHA-256 (hex) of the pixels."""
@@ -247,22 +274,39 @@ def cloud_images(
     Raises:
         Stopped: should_stop() returned True; images that are there are reused by the next call.
     """
-    seeds, wanted = _seeds(topic, config), config.objective == "trajectories"
-    pixels = draw_images(
+    known, wanted = _for_topic(cloud.facts, topic, config, folder)
+    draw_images(
         cloud,
-        [*topic.prompts, *topic.held_out],
-        seeds,
-        folder / "images",
+        [each.prompt for each in known],
+        [each.seed for each in known],
+        folder / IMAGES,
         at_once=at_once(cloud),
         trajectories=wanted,
-        on_progress=lambda done: on_progress(Progress("generate", done, len(seeds))),
+        on_progress=lambda done: on_progress(Progress("generate", done, len(known))),
         should_stop=should_stop,
     )
-    if not wanted:
-        return CloudImages(pixels, cloud.model_hash)
-    prompts = [*topic.prompts, *topic.held_out]
-    files = [each.trajectory for each in _wanted(cloud.identity, prompts, seeds, folder / "images")]
-    return CloudImages(pixels, cloud.model_hash, tuple(files))
+    return CloudImages._of(known, cloud.model_hash, wanted)
+
+
+def kept_cloud_images(
+    cloud: GeneratorFacts, topic: TopicPrompts, config: DistillConfig, folder: Path
+) -> CloudImages | None:
+    """What `cloud_images` of that cloud would find in `folder`; None if it must draw any.
+
+    So that a large cloud is loaded only where it draws.
+    """
+    known, wanted = _for_topic(cloud, topic, config, folder)
+    there = all(each.is_there(wanted) for each in known)
+    return CloudImages._of(known, cloud.model_hash, wanted) if there else None
+
+
+def _for_topic(
+    cloud: GeneratorFacts, topic: TopicPrompts, config: DistillConfig, folder: Path
+) -> tuple[list[_Wanted], bool]:
+    """The images that a topic is learnt from, and whether they need their trajectories."""
+    prompts, seeds = [*topic.prompts, *topic.held_out], _seeds(topic, config)
+    known = _wanted(cloud.identity, prompts, seeds, folder / IMAGES)
+    return known, config.objective == "trajectories"
 
 
 def targets_of(images: CloudImages, edge: Generator, config: DistillConfig) -> Targets:
@@ -384,6 +428,17 @@ def checkpointed(unet: Any, wanted: bool) -> Iterator[None]:
             unet.disable_gradient_checkpointing()
 
 
+@contextmanager
+def traced(unet: Any, wanted: bool) -> Iterator[None]:
+    """Inside the context, the denoiser is trained through a trace if `wanted`, and if it has one."""
+    try:
+        trace = TracedDenoiser(unet, training=True) if wanted else None
+    except ValueError:  # it is trained without
+        trace = None
+    with nullcontext() if trace is None else trace.in_use():
+        yield
+
+
 def new_metaword(text_encoder: Any, rows: int, seed: int) -> nn.Parameter:
     """Vectors (rows, width) near the mean of the vocabulary's embeddings, which has no meaning yet."""
     words = text_encoder.get_input_embeddings().weight.detach().float().cpu()
@@ -491,7 +546,8 @@ def train(
             uses the parameters trained so far.
         previews: largest number of previews, evenly spaced.
         micro_batch: largest number of latents that the denoiser reads at once; their gradients are added up,
-            so results differ by rounding alone. Default: the whole batch.
+            so results differ by rounding alone. Default: the whole batch, or an equal part in each of
+            PyTorch's threads if the denoiser is small.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: less
             memory, more time.
 
@@ -502,7 +558,11 @@ def train(
     tokens = config.tokens if config.has_metaword else 0
     rows = config.tokens + len(words)
     width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
-    with trainable(pipeline, config, rows * width, None if start is None else start.lora) as (unet, weights):
+    small = worth_tracing(pipeline.unet)
+    with (
+        trainable(pipeline, config, rows * width, None if start is None else start.lora) as (unet, weights),
+        side_by_side(torch.get_num_threads() if small and micro_batch is None else 1) as crew,
+    ):
         word = (
             new_metaword(pipeline.text_encoder, rows if config.has_metaword else 0, config.seed)
             if start is None
@@ -516,13 +576,15 @@ def train(
             for prompt in (*topic.prompts, *topic.held_out)
         }
         nothing = reader.windows("")
+        reading = threading.Lock()  # the encoder reads one metaword at a time
 
         def read(prompts: Sequence[str], dropped: Sequence[bool]) -> States:
             """Prompt states; a dropped prompt is replaced by the empty prompt without metaword."""
             chosen = [
                 nothing if drop else windows[prompt] for prompt, drop in zip(prompts, dropped, strict=True)
             ]
-            return encode_prompts(reader, chosen, word)
+            with reading:
+                return encode_prompts(reader, chosen, word)
 
         # the trained tensors, shared with the denoiser; names in a ParameterDict cannot contain dots
         parameters = nn.ParameterDict({name.replace(".", "/"): p for name, p in weights.items()})
@@ -539,7 +601,7 @@ def train(
         loss = DiffusionLoss(DDPMScheduler.from_config(pipeline.scheduler.config))
 
         device, dtype = device_and_dtype(pipeline.unet)
-        micro_batches = -(-config.batch // (micro_batch or config.batch))
+        trained = list(parameters.parameters())
 
         def denoiser(read: States, timesteps: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
             """The denoiser on its device, for noisy latents on the CPU, where the loss is."""
@@ -557,41 +619,48 @@ def train(
 
             return denoise
 
-        def losses_of(
-            prompts: Sequence[str],
-            dropped: Sequence[bool],
-            clean: torch.Tensor,
-            noise: torch.Tensor,
-            timesteps: torch.Tensor,
-        ) -> Iterator[torch.Tensor]:
-            """The loss of each micro-batch; their sum is that of the batch."""
-            count = len(clean)
-            for start in range(0, count, micro_batch or count):
-                part = slice(start, start + (micro_batch or count))
-                states = read(prompts[part], dropped[part])
-                share = len(clean[part]) / count
-                denoise = denoiser(states, timesteps[part])
-                yield share * loss(clean[part], noise[part], timesteps[part], denoise)
+        def loss_of(
+            prompts: Sequence[str], dropped: Sequence[bool], noised: Noised
+        ) -> Callable[[slice], torch.Tensor]:
+            """The loss of a part of a batch; those of all parts add up to the loss of the batch."""
+            clean, noise, timesteps = noised
+
+            def of_part(part: slice) -> torch.Tensor:
+                denoise = denoiser(read(prompts[part], dropped[part]), timesteps[part])
+                share = len(clean[part]) / len(clean)
+                return share * loss(clean[part], noise[part], timesteps[part], denoise)
+
+            return of_part
+
+        def parts_of(count: int) -> list[slice]:
+            most = micro_batch or -(-count // crew.threads)
+            return [slice(start, start + most) for start in range(0, count, most)]
 
         def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
             pick = torch.randint(len(learnt), (config.batch,), generator=generator)
             dropped = torch.rand(config.batch, generator=generator) < config.prompt_dropout
-            clean, noise, timesteps = learnt.drawn(pick, loss, generator)
-            prompts = [topic.prompts[i] for i in pick.tolist()]
-            parts = losses_of(prompts, dropped.tolist(), clean, noise, timesteps)
-            total = torch.zeros(())
-            for _ in range(micro_batches - 1):
-                part = next(parts)
-                part.backward()
-                total = total + part.detach()
-            return {"loss": total + next(parts)}  # the caller computes these gradients
+            noised = learnt.drawn(pick, loss, generator)
+            of_part = loss_of([topic.prompts[i] for i in pick.tolist()], dropped.tolist(), noised)
 
-        @torch.no_grad()
+            def gradients(part: slice) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+                value = of_part(part)
+                if not value.requires_grad:  # the metaword alone is trained, and no prompt here has it
+                    return value, [None] * len(trained)
+                return value.detach(), torch.autograd.grad(value, trained, allow_unused=True)
+
+            total = torch.zeros(())
+            for value, found in crew.map(gradients, parts_of(config.batch)):
+                total = total + value
+                for parameter, gradient in zip(trained, found, strict=True):
+                    if gradient is not None:
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            return {"loss": total}
+
         def held_out_loss() -> float:
             losses = []
-            for clean, noise, timesteps in held_out.checked(loss, config.seed):
-                parts = losses_of(topic.held_out, [False] * len(topic.held_out), clean, noise, timesteps)
-                losses.append(sum(map(float, parts)))
+            for noised in held_out.checked(loss, config.seed):
+                of_part = torch.no_grad()(loss_of(topic.held_out, [False] * len(topic.held_out), noised))
+                losses.append(sum(map(float, crew.map(of_part, parts_of(len(topic.held_out))))))
             return sum(losses) / len(losses)
 
         @torch.inference_mode()
@@ -618,7 +687,9 @@ def train(
             )  # also when it is stopped here: this step does not come again
             return goes_on and not stopped
 
-        with checkpointed(unet, gradient_checkpointing):
+        # Python's lock lets several threads compute at once only inside a trace
+        pays = crew.threads > 1 and config.steps >= WORTH_A_TRACE and not gradient_checkpointing
+        with checkpointed(unet, gradient_checkpointing), traced(unet, pays):
             run.run(
                 step,
                 run.step if stopping.over else config.steps,  # a resumed run may have ended early

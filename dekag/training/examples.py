@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from dekag.generation.placement import device_and_dtype
+from dekag.generation.placement import device_and_dtype, other_devices
 from dekag.generation.side_information import SideInformation
 from dekag.training.data import image_number, picked
 from dekag.training.latents import encoded_scenes, weights_hash
@@ -144,7 +144,9 @@ def rendered_examples(
         return Examples(latents)
     scenes = (image_number("train", n, world) for n in range(count))
     captions = [world.caption(scene, random.Random(-seed - 3), cloud=True) for scene, seed in scenes]
-    name = f"states-{world.profile}-{world.version}-{weights_hash(side_information.encoder)}-{count}.npy"
+    encoder = side_information.encoder
+    known = (weights_hash(encoder), str(count), *other_devices(encoder))
+    name = f"states-{world.profile}-{world.version}-{'-'.join(known)}.npy"
     return Examples(latents, states_of(captions, side_information, cache / name))
 
 

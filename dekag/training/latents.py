@@ -55,7 +55,8 @@ def encoded_scenes(
     """Latents of training images 0..count-1, (count, 4, size / 8, size / 8) float16; resumable.
 
     Args:
-        cache: cache folder; the file name identifies the world, its version, the autoencoder, size and count.
+        cache: cache folder; the file name identifies the world, its version, the autoencoder, size and count,
+            and a device other than the CPU, which rounds differently.
         vae: the autoencoder; latents are the means of its posterior.
         count: number of images.
         world: world to render.
@@ -63,6 +64,8 @@ def encoded_scenes(
         device: device of the autoencoder.
     """
     stem = f"{world.profile}-{world.version}-{autoencoder_hash(vae)}-{world.size}-{count}"
+    if device.type != "cpu":
+        stem += f"-{device.type}"
     path, progress = cache / f"latents-{stem}.npy", cache / f"latents-{stem}.done"
     done = int(progress.read_text()) if path.exists() and progress.exists() else 0
     cache.mkdir(parents=True, exist_ok=True)

@@ -100,7 +100,8 @@ class TrainingRun(Generic[Model]):
         """Train until `total_steps`; `step_function` returns named losses, of which "loss" is minimised.
 
         Args:
-            step_function: called with the number of the step and its random generator.
+            step_function: called with the number of the step and its random generator; if its loss needs no
+                gradient, it has left the gradients in the parameters.
             total_steps: number of steps at which the run ends.
             max_grad_norm: gradients are clipped to this norm.
             warmup_steps: steps over which the learning rate rises.
@@ -128,7 +129,8 @@ class TrainingRun(Generic[Model]):
                     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                         group["lr"] = peak * factor
                 losses = step_function(self.step, step_generator(self.seed, self.step))
-                losses["loss"].backward()
+                if losses["loss"].requires_grad:
+                    losses["loss"].backward()
                 nn.utils.clip_grad_norm_(parameters, max_grad_norm)
                 for optimizer in self.optimizers:
                     optimizer.step()

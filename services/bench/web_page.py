@@ -79,7 +79,9 @@ def path_of_chromium() -> str | None:
     return os.environ.get("CHROMIUM") or shutil.which("chromium")
 
 
-def run_web_page_bench(*, openings: int = 10, lighthouse: bool = True, results: Path = RESULTS) -> float:
+def run_web_page_bench(
+    *, openings: int = 10, lighthouse: bool = True, profile: str = "stickers", results: Path = RESULTS
+) -> float:
     """Open the page again and again in new browser profiles, in front of a warm system.
 
     The system is warm once the page has been opened and has measured everything it shows. A time is from
@@ -89,6 +91,7 @@ def run_web_page_bench(*, openings: int = 10, lighthouse: bool = True, results: 
     Args:
         openings: of the page.
         lighthouse: run Lighthouse as well, with npx.
+        profile: the models.
         results: where headline.json is.
 
     Returns:
@@ -99,15 +102,15 @@ def run_web_page_bench(*, openings: int = 10, lighthouse: bool = True, results: 
     """
     console, rows = Console(), []
     with tempfile.TemporaryDirectory() as folder:
-        env = {"DEKAG_DATA_DIR": folder, **start_topics()}
-        with chain("web-page", "stickers", **env) as stack:
+        env = {"DEKAG_DATA_DIR": folder, **start_topics(profile)}
+        with chain("web-page", profile, **env) as stack:
             await_ready(stack, console)
             with chromium() as browser:
                 open_page(browser, stack.url)
                 numbers = track(range(openings), "openings", console=console)
                 rows += [{"opening": number, **open_page(browser, stack.url)} for number in numbers]
             scores = _lighthouse(stack.url) if lighthouse else {}
-    config = {"openings": openings, "width": WIDE["width"], **scores}
+    config = {"profile": profile, "openings": openings, "width": WIDE["width"], **scores}
     write_bench("web-page", config, rows, results)
     seconds, ci95 = mean_ci95([row["first_image_s"] for row in rows], POSITIVE)
     record(

@@ -19,6 +19,7 @@ from dekag.errors import DekagError, FileError, NotFoundError
 from dekag.files import check_folder, read_lines
 from dekag.makd.topics import topic_prompts
 from services.cli.extras import exit_status
+from services.cli.options import DEFAULT_TIMEOUT_S
 from services.cli.report import write_images
 
 SNR_DB = 30.0  # high, so that differences come from the knowledge, not from the radio link
@@ -46,6 +47,7 @@ def run_distill(
     config: Mapping[str, int],
     force: bool = False,
     url: str,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
     output: Path,
     as_json: bool = False,
 ) -> int:
@@ -57,6 +59,7 @@ def run_distill(
         config: images, rank, tokens, steps and seed; omitted ones use the defaults.
         force: publish the update even if it is not better than the current one.
         url: URL of the gateway.
+        timeout_s: time limit of its responses, s; the job itself may take longer.
         output: folder for ``samples.png``, ``before.png``, ``after.png`` and ``side-by-side.png``.
         as_json: print only the result, as JSON, to standard output; progress goes to standard error.
 
@@ -69,7 +72,7 @@ def run_distill(
     prompts = list(prompts)
     check_folder(output)  # before the distillation
     try:
-        with Client(url) as client:
+        with Client(url, timeout_s=timeout_s) as client:
             options: dict[str, Any] = {"prompts": prompts, "force": force, **config}
             job = client.start(topic, **options)
             try:

@@ -417,11 +417,12 @@ def bench_simulate_agreement(
 @bench.command("sweep")
 def bench_sweep(
     cells: Annotated[int, typer.Option(help="Number of cells of the grid.", min=4)] = 200,
+    profile: Profile = "stickers",
 ) -> None:
     """Compare the duration of a sweep: serial, with one Ray worker, with two."""
     from dekag.evaluation.sweeps.command import bench_sweep
 
-    bench_sweep(cells)
+    bench_sweep(cells, **_targets(profile))
 
 
 @bench.command("chain")
@@ -450,6 +451,7 @@ def bench_picture(
 def bench_web_page(
     openings: Annotated[int, typer.Option(help="How often the page is opened.", min=2)] = 10,
     lighthouse: Annotated[bool, typer.Option(help="Run Lighthouse as well; needs npx.")] = True,
+    profile: Profile = "stickers",
 ) -> None:
     """Measure how soon the web page shows its first image, what it loads, and its Lighthouse scores.
 
@@ -457,7 +459,7 @@ def bench_web_page(
     """
     from services.bench.web_page import run_web_page_bench
 
-    _launch(lambda: run_web_page_bench(openings=openings, lighthouse=lighthouse))
+    _launch(lambda: run_web_page_bench(openings=openings, lighthouse=lighthouse, **_targets(profile)))
 
 
 @bench.command("throughput")

@@ -19,6 +19,7 @@ from dekag.errors import DekagError, InvalidInputError, MismatchError
 from dekag.files import check_folder
 from dekag.words import folded
 from services.cli.extras import exit_status
+from services.cli.options import DEFAULT_TIMEOUT_S
 from services.cli.report import report_table
 
 _NAME_CHARS = 48
@@ -28,6 +29,7 @@ def run_image(
     request: Mapping[str, Any],
     *,
     url: str,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
     output: Path | None = None,
     force: bool = False,
     as_json: bool = False,
@@ -38,6 +40,7 @@ def run_image(
     Args:
         request: body of the request, with prompt and seed.
         url: URL of the gateway.
+        timeout_s: time limit of its response, s.
         output: the file, whose suffix sets the format; by default a name from prompt and seed in the current
             folder.
         force: overwrite an existing file.
@@ -55,7 +58,7 @@ def run_image(
     if path.exists() and not force:
         return _fail(err, f"{path} exists already; --force overwrites it, --output sets another path", 2)
     try:
-        with err.status(Text(f"requesting an image from {url}")), Client(url) as client:
+        with err.status(Text(f"requesting an image from {url}")), Client(url, timeout_s=timeout_s) as client:
             image = client.image(**request)
             accept(image)
     except UnreachableError as error:
@@ -91,6 +94,7 @@ def run_again(
     made: Path,
     *,
     url: str,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
     measure: bool | None = None,
     output: Path | None = None,
     force: bool = False,
@@ -103,7 +107,7 @@ def run_again(
         measure: whether to measure it against the sent image; None: the server's default.
         output: by default, the name of the file with "-again", in the current folder; the format is that of
             the image in the file, and a suffix of another one is refused.
-        url, force, as_json: as in `run_image`.
+        url, timeout_s, force, as_json: as in `run_image`.
 
     Returns:
         The exit status: 2 as well if the models or the pixels differ; nothing is saved then.
@@ -130,7 +134,9 @@ def run_again(
             )
 
     request = origin.request | ({} if measure is None else {"measure": measure})
-    return run_image(request, url=url, output=output, force=force, as_json=as_json, accept=accept)
+    return run_image(
+        request, url=url, timeout_s=timeout_s, output=output, force=force, as_json=as_json, accept=accept
+    )
 
 
 def _format_for(output: Path, made: str | None) -> str:

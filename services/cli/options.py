@@ -11,6 +11,7 @@ import typer
 from dekag.files import check_folder
 
 DEFAULT_URL = "http://127.0.0.1:8080"
+DEFAULT_TIMEOUT_S = 90.0  # that of `dekag.client.Client`
 
 SYSTEM, KNOWLEDGE, OPERATION, RESEARCH = "Run", "Knowledge", "Operation", "Training and measurement"
 """Sections of `dekag --help`."""
@@ -34,6 +35,15 @@ def finite(value: float | None) -> float | None:
 
 # Requests
 Url = Annotated[str, typer.Option(help="URL of the gateway. The scheme can be omitted.")]
+Timeout = Annotated[
+    float,
+    typer.Option(
+        "--timeout-s",
+        help="Time limit of a response, s; above 0, at most a day. As long as DEKAG_DEADLINE_S of a system "
+        "that is slower than its default.",
+        callback=finite,
+    ),
+]
 FreePorts = Annotated[
     bool, typer.Option("--free-ports", help="Use free ports instead of 8080 and 50051 to 50054.")
 ]

@@ -28,7 +28,7 @@ def check(name: Name = "stickers") -> None:
     from dekag.console import plain_console
     from dekag.errors import InvalidInputError
     from dekag.generation.machine import Machine, read
-    from dekag.generation.placement import describe, devices
+    from dekag.generation.placement import CPU, describe, devices, memory_of
     from dekag.inventory import parts, problems
     from dekag.profile import load_profile, profile_folder
     from services.cli.doctor import free_memory_gib
@@ -53,13 +53,20 @@ def check(name: Name = "stickers") -> None:
         )
     typer.echo(f"profile {name}: images of {loaded.size}x{loaded.size} pixels\n")
     plain_console().print(table)
+    place, refused = CPU, list[str]()
     try:
-        device, refused = machine.placement().device.type, []
+        place = machine.placement().device
+        device = place.type
     except InvalidInputError as error:  # what it needs is said all the same
         device, refused = machine.device.partition(":")[0], [str(error)]
     if all(part.folder for part in found):
         for line in _memory(loaded, found, machine, device):
             typer.echo(line)
+        if place.type == "cuda":
+            known = memory_of(place)
+            typer.echo(_free_on(f"{place} ({describe(place)})", known))
+            for line in [] if known is None else _too_large(found, machine, str(place), known[0]):
+                typer.secho(line, fg="yellow", err=True)
     free = free_memory_gib()
     here = ", ".join(f"{each} ({describe(torch.device(each))})" for each in devices()[1:])
     memory = "unknown" if free is None else f"{free:.1f} GiB"
@@ -118,6 +125,41 @@ def _memory(models: Profile, found: list[Part], machine: Machine, device: str) -
         yield f"Of these on {device}, at most: {listed(there)}; with link.restoration, user {later:,.0f} MiB."
     if machine.vae_dtype:
         yield f"DEKAG_VAE_DTYPE={machine.vae_dtype}: the number format of both autoencoders on this machine."
+
+
+def _free_on(name: str, known: tuple[int, int] | None) -> str:
+    """What is free of a graphics card, in a line."""
+    if known is None:
+        return f"Free on {name}: unknown."
+    free, total = (size / _MIB for size in known)
+    return f"Free on {name}: {free:,.0f} of {total:,.0f} MiB."
+
+
+def _too_large(found: list[Part], machine: Machine, device: str, free: int) -> Iterator[str]:
+    """Warnings of each service whose weights exceed what is free on its device, or of all together.
+
+    Services that run already have their part of what is not free.
+    """
+    from dekag.inventory import processes_on_device
+
+    there = processes_on_device(found, machine)
+    restoring = processes_on_device(found, machine, restoring=True)["user"]
+    large = {who: size for who, size in there.items() if size > free}
+    if restoring > free and "user" not in large:
+        large["user, with link.restoration"] = restoring
+    less = "" if machine.offload else "; DEKAG_OFFLOAD=true or DEKAG_TEXT_DEVICE=cpu takes less"
+    if machine.text_device == "cpu":
+        less = ""
+    for who, size in large.items():
+        yield (
+            f"{who}: {size / _MIB:,.0f} MiB of weights do not fit into the {free / _MIB:,.0f} MiB that are "
+            f"free on {device}{less}"
+        )
+    if not large and (every := sum(there.values())) > free:
+        yield (
+            f"cloud, edge, user and distiller: together {every / _MIB:,.0f} MiB of weights do not fit into "
+            f"the {free / _MIB:,.0f} MiB that are free on {device}, as `dekag up` runs them{less}"
+        )
 
 
 def _short(source: str, folder: Path) -> str:

@@ -17,7 +17,17 @@ from dekag.link.conditions import BUILT_IN_TRACES, Csi, EqualizerKind, Fading, L
 from dekag.makd.config import RANGES, DistillConfig
 from services.cli.extras import UsageError
 from services.cli.link import DELIVERIES as LINK_DELIVERIES
-from services.cli.options import DEFAULT_URL, Force, FreePorts, Profile, RequestSeed, Url, finite
+from services.cli.options import (
+    DEFAULT_TIMEOUT_S,
+    DEFAULT_URL,
+    Force,
+    FreePorts,
+    Profile,
+    RequestSeed,
+    Timeout,
+    Url,
+    finite,
+)
 
 # the link of `demo`, `link` and `image`
 Prompt = Annotated[str, typer.Option(help="Text that describes the image.")]
@@ -187,6 +197,7 @@ def image(
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the link report, as JSON.")] = False,
     url: Url = DEFAULT_URL,
+    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
 ) -> None:
     """Request one image from a running system. Omitted options use the server's defaults.
 
@@ -196,15 +207,20 @@ def image(
     """
     from services.cli.image import run_again, run_image
 
+    shared: dict[str, Any] = {
+        "url": url,
+        "timeout_s": timeout_s,
+        "output": output,
+        "force": force,
+        "as_json": as_json,
+    }
     if made is not None:
-        kept = {"made", "measure", "output", "force", "as_json", "url"}
+        kept = {"made", "measure", "output", "force", "as_json", "url", "timeout_s"}
         for name, value in context.params.items():
             if name not in kept and value not in (None, [], ()):
                 option = name if name == "prompt" else f"--{name.replace('_', '-')}"
                 raise UsageError(f"--from takes the whole request from the file; leave out {option}")
-        raise typer.Exit(
-            run_again(made, url=url, measure=measure, output=output, force=force, as_json=as_json)
-        )
+        raise typer.Exit(run_again(made, measure=measure, **shared))
     if prompt is None:
         raise UsageError("Missing argument 'prompt': text that describes the image, or --from FILE")
     link = {
@@ -229,15 +245,8 @@ def image(
         "measure": measure,
         "link": {name: value for name, value in link.items() if value is not None},
     }
-    raise typer.Exit(
-        run_image(
-            {name: value for name, value in request.items() if value is not None},
-            url=url,
-            output=output,
-            force=force,
-            as_json=as_json,
-        )
-    )
+    given = {name: value for name, value in request.items() if value is not None}
+    raise typer.Exit(run_image(given, **shared))
 
 
 def link(
@@ -401,6 +410,7 @@ def distill(
         bool, typer.Option("--force", help="Publish the update even if its images score lower than before.")
     ] = False,
     url: Url = DEFAULT_URL,
+    timeout_s: Timeout = DEFAULT_TIMEOUT_S,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the images. Default: demo-out/TOPIC.")
     ] = None,
@@ -419,6 +429,7 @@ def distill(
             config={name: value for name, value in config.items() if value is not None},
             force=force,
             url=url,
+            timeout_s=timeout_s,
             output=output or Path("demo-out") / topic,
             as_json=as_json,
         )

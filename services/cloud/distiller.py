@@ -115,12 +115,13 @@ class Distillation:
 
     def run(self) -> Distilled | None:
         """Distils, or resumes an earlier attempt; None after ``stop`` was set."""
+        from dekag.generation.facts import GeneratorFacts
         from dekag.generation.models import Generator
         from dekag.generation.trajectories import check_teachable
         from dekag.makd.config import DistillConfig
         from dekag.makd.topics import read_topics, topic_prompts
         from dekag.makd.update import KnowledgeUpdate
-        from dekag.training.distill import SAMPLES, Stopped, cloud_images, distill
+        from dekag.training.distill import SAMPLES, Stopped, cloud_images, distill, kept_cloud_images
 
         current = None
         if self._current is not None:
@@ -144,11 +145,15 @@ class Distillation:
             check_teachable(profile)
         callbacks: dict[str, Any] = {"on_progress": self._note, "should_stop": self.stop.is_set}
         placed = settings.placement(keep_text_encoder=settings.keep_text_encoder)
-        cloud = Generator.from_profile(profile, "cloud", placed)
-        self._began = time.perf_counter()
+        facts = GeneratorFacts.of_profile(profile, "cloud", placed)
+        images = kept_cloud_images(facts, topic, config, self._folder)
+        self._began = self._noted = time.perf_counter()
         try:
-            images = cloud_images(cloud, topic, config, self._folder, **callbacks)
-            del cloud  # before the edge is loaded: memory for one of them is enough
+            if images is None:  # it does not go on with a training
+                cloud = Generator.from_profile(profile, "cloud", placed)
+                self._began = time.perf_counter()
+                images = cloud_images(cloud, topic, config, self._folder, **callbacks)
+                del cloud  # before the edge is loaded: memory for one of them is enough
             update = distill(
                 images,
                 Generator.from_profile(profile, "edge", settings.placement(trained=True)),

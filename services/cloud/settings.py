@@ -195,7 +195,8 @@ class DistillerSettings(TrainingMachine, KnowledgeSettings):
         ge=0,
         le=1024,
         description="CPU threads of a distillation; 0 uses PyTorch's default. 1 leaves the other cores to "
-        "the services.",
+        "the services. A small model draws a batch of images in each thread, and learns from a part of each "
+        "batch.",
     )
     job_max_s: int = Field(
         3600,

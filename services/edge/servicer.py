@@ -531,7 +531,8 @@ class EdgeServicer(DownlinkServicer):
         """
         autoencoder, cloud = self._generator.decoder.model_hash, self._profile.cloud
         # of the cloud only the profile's are known; DEKAG_VAE_DTYPE there changes a file by rounding
-        formats = f"{cloud.formats} {self._generator.generator.formats}"
+        edge = self._generator.generator
+        formats = f"{cloud.formats} {(*edge.formats, *edge.devices)}"
         return content_key(
             "latent", autoencoder, model.hex(), cloud.steps, str(cloud.guidance_scale), formats,
             request.image_format, request.prompt, request.seed, request.width, request.height,

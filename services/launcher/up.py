@@ -43,9 +43,13 @@ def run_up(*, free_ports: bool = False) -> int:
     return 1
 
 
-def start_topics() -> Mapping[str, str]:
-    """The setting that gives the edge the update of the web page's example, unless it is set already."""
-    if START_TOPICS in os.environ or get("DEKAG_PROFILE", "stickers") != "stickers":
+def start_topics(profile: str | None = None) -> Mapping[str, str]:
+    """The setting that gives the edge the update of the web page's example, unless it is set already.
+
+    Args:
+        profile: the models, of which the embedded ones alone have that update; None: those of DEKAG_PROFILE.
+    """
+    if START_TOPICS in os.environ or (profile or get("DEKAG_PROFILE", "stickers")) != "stickers":
         return {}
     return {START_TOPICS: "flamingo"}
 

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from dekag import LinkConditions, PixelLink, plugins
 from dekag.cala.conditions import condition_vector
-from dekag.errors import InvalidInputError, MismatchError, NotFoundError
+from dekag.errors import InvalidInputError, MismatchError, NotFoundError, NumericalError
 from dekag.inventory import parts, problems
 from dekag.pictures import Picture, Tiling
+from dekag.pixel_codec import PixelCodec
 from dekag.pixel_modules import PixelModules, load_pixel_codec, pixel_codec_hash
 from dekag.profile import load_profile
 from tests.fetched import EXAMPLE, fetch
@@ -332,3 +333,67 @@ def test_a_profile_with_a_plug_in_is_complete_whatever_its_weights_are(
     assert part.folder == Path(profile.pixel_codec or "")
     (part.folder / "config.json").write_text("[1]")
     assert parts(profile), "a damaged file is no traceback of `dekag profile check`"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"step": 0}, "step of the codec of pixels broken must be an integer of 1 or more"),
+        ({"step": 6, "tile": 64}, "tile a multiple of it; got step 6 and tile 64"),
+        ({"tile": 64.0}, "got step 2 and tile 64.0"),
+    ],
+)
+def test_a_link_refuses_a_codec_whose_tiles_cannot_be_cut(changes: dict[str, Any], told: str) -> None:
+    """As a profile does: a codec that was made in Python is not loaded from one."""
+    with pytest.raises(MismatchError, match=told):
+        PixelLink(broken(**changes))
+    with pytest.raises(InvalidInputError, match="codec must be a PixelCodec, or a PixelModules of your own"):
+        PixelLink(nn.Identity())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["own", "built in"])
+def test_tiles_that_a_codec_of_pixels_cannot_send_are_named(kind: str) -> None:
+    codec = broken(tile=64) if kind == "own" else PixelCodec(width=16, blocks=1).eval()
+    link, conditions, step, tile = PixelLink(codec), [LinkConditions(snr_db=10)], codec.step, codec.tile
+    allowed = f"of sides that are multiples of {step}, of at most {tile}"
+    for shape, told in (
+        ((3, 16, 17), f"latents must be {allowed}; got '17x16'"),
+        ((3, tile + step, 16), f"latents must be {allowed}; got '16x{tile + step}'"),
+        ((4, 16, 16), r"latents must be \(B, 3, height, width\), pictures; got '\(1, 4, 16, 16\)"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"^{told}"):
+            link.send(torch.zeros(1, *shape), conditions, [1], channel_uses=8)
+    with pytest.raises(InvalidInputError, match=r"^latents must be .*float32.*torch.uint8"):
+        link.send(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), conditions, [1], channel_uses=8)
+    with pytest.raises(NumericalError, match="seed 5"):
+        link.send(torch.full((1, 3, 16, 16), torch.nan), conditions, [5], channel_uses=64)
+    for width, height in ((0, 16), (16, -1), (16, 1.5)):
+        with pytest.raises(InvalidInputError, match="must be an integer of at least 1"):
+            link.rate(width, height, 1 / 6)  # type: ignore[arg-type]
+
+    condition = condition_vector(1 / 12, conditions[0], at="sender")[None]
+    for symbols, shape, told in (
+        (torch.ones(1, 9999) + 0j, (3, 16, 16), r"symbols must be \(batch, K\) complex64, K between 1 and "),
+        (torch.ones(1, 8), (3, 16, 16), r"symbols must be .*float32"),
+        (torch.ones(2, 8) + 0j, (3, 16, 16), "condition must be 2 rows"),
+        (torch.ones(1, 8) + 0j, (4, 16, 16), r"latent_shape must be \(3, height, width\)"),
+        (torch.ones(1, 8) + 0j, (3, 16, 17), f"latent_shape must be of sides that are multiples of {step}"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"^{told}"):
+            codec.decode(symbols, shape, condition)
+
+
+def test_a_number_of_symbols_that_the_modules_do_not_have_is_named() -> None:
+    codec, conditions = broken(), [LinkConditions(snr_db=10)] * 2
+    known = torch.stack([condition_vector(1 / 12, each, at="sender") for each in conditions])
+    tiles = torch.zeros(2, 3, 16, 16)
+    with pytest.raises(
+        InvalidInputError,
+        match=r"^channel_uses must be one of 64 for this size and the codec of pixels broken; ",
+    ):
+        codec.encode(tiles, [64, 63], known)
+    for uses, condition in (([64], known), ([64, 64], known[:1])):
+        with pytest.raises(InvalidInputError, match=r"^channel_uses and condition must be 2 each"):
+            codec.encode(tiles, uses, condition)
+    with pytest.raises(InvalidInputError, match=r"^latents must be \(batch, 3, h, w\)"):
+        codec.encode(tiles[0], [64, 64], known)

@@ -535,6 +535,20 @@ def test_examples_are_rendered_and_drawn_with_their_prompts(few: None, profile: 
     assert torch.equal(again.metric, given.metric)
 
 
+def test_latents_are_drawn_anew_where_the_machine_computes_otherwise(
+    few: None, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folder() -> Path:
+        return Trainings(ModelBank(str(profile)), PLAN, ResultStore(tmp_path / "runs")).drawn.folder
+
+    usual = folder()
+    assert folder() == usual
+    monkeypatch.setenv("DEKAG_VAE_DTYPE", "float32")
+    assert folder() == usual, "as the profile says"
+    monkeypatch.setenv("DEKAG_VAE_DTYPE", "bfloat16")
+    assert folder() != usual
+
+
 def test_the_experiment_runs_from_models_to_page_and_resumes(
     few: None, profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,31 @@ def test_one_large_generator_is_in_memory_at_a_time(
     assert not any(held)
 
 
+def test_a_cloud_whose_images_are_kept_is_not_loaded(
+    study: MakdStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = TopicTraining("neon", TINY)
+    bounds, row, drawn = study.unaligned("neon"), study.run(training), study.draw(training)
+    roles: list[str] = []
+    load = Generator.from_profile
+
+    def noted(profile: Any, role: Any, placed: Any = None) -> Any:
+        roles.append(role)
+        return load(profile, role, placed)
+
+    monkeypatch.setattr(Generator, "from_profile", noted)
+    again = MakdStudy(ModelBank(study.bank.profile_name), 2, 1, study.store)
+    assert (again.unaligned("neon"), again.run(training)) == (bounds, row)
+    assert not roles, "all is read"
+    assert again.draw(training)[1].content_hash == drawn[1].content_hash
+    for path in study.store.folder("cells").iterdir():
+        path.unlink()
+    found = again.unaligned("neon"), again.run(training)
+    assert found[0] == bounds
+    assert found[1]["rows"] == row["rows"]
+    assert roles == ["edge"], "images of the cloud are kept"
+
+
 def test_a_training_follows_the_settings_of_the_machine(
     study: MakdStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

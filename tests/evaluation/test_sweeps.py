@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from dekag import plugins
 from dekag.errors import DekagError, FileError, InvalidInputError, MismatchError, NotFoundError
 from dekag.evaluation.models import ModelBank
-from dekag.evaluation.registry import record
+from dekag.evaluation.registry import read_figures, record
 from dekag.evaluation.reports.end_to_end import FILES, REPORT
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies import digital, end_to_end, quick
@@ -769,6 +769,30 @@ def test_tables_and_plots_of_any_sweep(profile: str, tmp_path: Path, monkeypatch
     assert json.loads(again.stdout) == told
 
 
+def test_the_duration_of_a_sweep_is_measured_with_any_profile(
+    profile: str, dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray is left out: the points are measured in this process, whatever the number of workers."""
+
+    def in_this_process(
+        sweep: Sweep, *, runs: Path, ray: str | None = None, workers: int | None = None
+    ) -> Any:
+        return run(sweep, runs=runs)
+
+    monkeypatch.setattr(command, "run", in_this_process)
+    seconds = command.bench_sweep(4, profile=profile, results=tmp_path)
+    assert list(seconds) == ["serial", "1 worker", "2 workers"]
+    assert read_figures(tmp_path)["ray_speedup_2_workers"]["n"] == 4
+
+    bare, shipped = command.bench_grid(40, str(dummy_profile)), command.bench_grid(40)
+    assert [each.name for each in bare.deliveries] == ["unaligned"], "the profile has no adapters"
+    assert bare.metrics == ["psnr_db"], "and nothing to score with"
+    assert [each.name for each in shipped.deliveries] == ["unaligned", "cala"]
+    assert len(bare.points()) == len(shipped.points()) == 40
+    with pytest.raises(NotFoundError, match="no profile 'nowhere'"):
+        command.bench_sweep(4, profile="nowhere", results=tmp_path)
+
+
 def test_a_grid_that_is_not_valid_is_the_callers_to_mend(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["sweep", str(written(tmp_path, "{name: a}")), "--json"])
     assert (done.exit_code, done.stdout) == (2, "")
@@ -1010,3 +1034,6 @@ def test_points_are_known_by_the_formats_of_the_machine(
     monkeypatch.setattr("dekag.generation.placement._device", lambda _, name: torch.device(name))
     monkeypatch.setenv("DEKAG_DEVICE", "cuda")
     assert identity(str(dummy_profile)) == {**usual, "devices": "cuda/cuda"}
+    monkeypatch.setenv("DEKAG_TEXT_DEVICE", "cpu")
+    there = {"devices": "cuda/cuda", "text devices": "cpu/cpu"}
+    assert identity(str(dummy_profile)) == {**usual, **there}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from diffusers import AutoencoderKL
 
 from dekag.generation.autoencoder import decode, encode
 from dekag.generation.models import LatentDecoder, LatentEncoder
-from dekag.training import distill, latents
+from dekag.training import distill, examples, latents
 from dekag.training.worlds import STICKERS
 
 SCALES = ((1.0, None), (0.18215, None), (0.13025, None), (1.5305, 0.0609))  # embedded, SD 2.1, SDXL, SD 3
@@ -78,6 +79,32 @@ def test_latents_to_train_on_are_scaled_and_kept_by_autoencoder(tmp_path: Path) 
         latents.encoded_scenes(tmp_path, tiny(each, None), 3, world=STICKERS) for each in (1.0, 0.18215)
     )
     torch.testing.assert_close(scaled.float(), plain.float() * 0.18215, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("shapes")
+def test_latents_and_states_of_another_device_are_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tensors of that device have no data, so that the latents are said to be zero."""
+    vae = tiny(1.0, None)
+    here = latents.encoded_scenes(tmp_path, vae, 3, world=STICKERS).clone()
+    sides = here.shape[1:]
+    monkeypatch.setattr(latents, "encode", lambda _, images: torch.zeros(len(images), *sides))
+    known = latents.autoencoder_hash(vae)
+    monkeypatch.setattr(latents, "autoencoder_hash", lambda _: known)
+    there = latents.encoded_scenes(tmp_path, vae, 3, world=STICKERS, device=torch.device("meta"))
+    assert here.any()
+    assert not there.any()
+
+    encoder = torch.nn.Linear(2, 2)
+    read = SimpleNamespace(encoder=encoder, states=lambda _: encoder.weight.detach().cpu())
+    monkeypatch.setattr(examples, "weights_hash", lambda _: "same")
+    monkeypatch.setattr(examples, "encoded_scenes", lambda *_, **__: here)
+    whole = examples.rendered_examples(tmp_path, vae, 3, world=STICKERS, side_information=read)
+    read.encoder, read.states = encoder.to("meta"), lambda _: torch.zeros(2, 2)
+    other = examples.rendered_examples(tmp_path, vae, 3, world=STICKERS, side_information=read)
+    assert whole.text.any()
+    assert not other.text.any()
 
 
 def test_the_hash_of_weights_is_of_their_bytes_in_any_number_format() -> None:

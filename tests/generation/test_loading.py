@@ -14,6 +14,7 @@ import torch
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.generation import autoencoder, loading, placement
+from dekag.generation.facts import GeneratorFacts
 from dekag.generation.loading import load_component, load_pipeline, pipeline_hash
 from dekag.generation.models import Generator, LatentDecoder, LatentEncoder
 from dekag.generation.placement import CPU, place
@@ -78,6 +79,37 @@ def test_a_safety_checker_is_neither_needed_nor_loaded(profile: Profile, tmp_pat
     assert load_pipeline(edge).safety_checker is None
 
 
+@pytest.mark.parametrize("role", ["cloud", "edge"])
+@pytest.mark.parametrize("vae_dtype", ["", "bfloat16"])
+@pytest.mark.parametrize("kind", ["dummy_profile", "foreign_profile"])
+def test_a_generator_is_known_without_being_loaded(
+    kind: str, vae_dtype: Any, role: Any, request: pytest.FixtureRequest
+) -> None:
+    profile = load_profile(request.getfixturevalue(kind))
+    placed = place(vae_dtype=vae_dtype)
+    for each in (profile, profile.model_copy(update={"size": 96})):
+        facts = Generator.from_profile(each, role, placed).facts
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loading, "load_pipeline", None)
+            patch.setattr(loading, "load_component", None)
+            assert GeneratorFacts.of_profile(each, role, placed) == facts
+    away = GeneratorProfile(path="somebody/else", steps=1, guidance_scale=1)
+    with pytest.raises(NotFoundError, match="no model 'somebody/else'"):
+        GeneratorFacts.of_profile(profile.model_copy(update={role: away}), role)
+
+
+def test_images_of_other_devices_have_other_keys(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices round differently, wherever the text encoder or the denoiser is."""
+    monkeypatch.setattr(placement, "_device", lambda _, name: torch.device(name))
+    places = [place("cpu"), place("cuda"), place("cuda", text_device="cpu"), place("mps")]
+    known = [GeneratorFacts.of_profile(profile, "edge", each).identity for each in places]
+    assert len(set(known)) == len(known)
+    assert known[0] == Generator.from_profile(profile, "edge").identity
+    same = [place("cuda:1"), place("cuda", offload=True), place("cuda:1", keep_text_encoder=False)]
+    for each in same:
+        assert GeneratorFacts.of_profile(profile, "edge", each).identity == known[1]
+
+
 def test_a_component_in_one_file_is_refused(profile: Profile) -> None:
     file = Path(profile.edge.path, "vae", "diffusion_pytorch_model.safetensors")
     mixed = _with(profile.edge, components={"vae": ComponentProfile(path=str(file))})
@@ -96,6 +128,7 @@ def test_a_denoiser_may_say_nothing_of_its_size_or_both_sides(
     assert torch.equal(mine.latents(PROMPT, 1), usual.latents(PROMPT, 1))
     if said is None:
         assert mine.departures == (f"{profile.size} pixels",)
+        assert GeneratorFacts.of_profile(profile.model_copy(update={"edge": edge}), "edge") == mine.facts
         with pytest.raises(MismatchError, match="a size is required"):
             Generator.load(edge.path, steps=1, guidance_scale=1.0)
     else:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dekag.errors import InvalidInputError, MismatchError
+from dekag.generation.facts import GeneratorFacts
 from dekag.generation.loading import (
     autoencoder_hash,
     folder_hash,
@@ -178,6 +179,7 @@ def test_a_file_draws_what_its_folder_draws(
     folder = checkpoints[layout]
     models = _of_file(folder, **formats), _of_folder(folder, **formats)
     ours, theirs = (Generator.from_profile(_profile(base, model), "cloud") for model in models)
+    assert GeneratorFacts.of_profile(_profile(base, models[0]), "cloud") == ours.facts
     for prompt, seed in ((PROMPT, 1), (LONG, 2)):
         drawn = theirs.latents(prompt, seed)
         assert drawn.std() > 0.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,53 @@ def test_gradients_and_unknown_arguments_are_the_plain_denoisers(plain: Generato
         with torch.no_grad():
             unet(x, torch.tensor(3), encoder_hidden_states=states)
         assert len(calls) == 4
+
+
+def test_training_through_a_trace_gives_the_same_gradients(plain: Generator) -> None:
+    unet, noise = copy.deepcopy(plain.pipeline.unet).requires_grad_(True), torch.Generator().manual_seed(1)
+    given = (
+        torch.randn(3, unet.config.in_channels, 16, 16, generator=noise),
+        torch.tensor([10, 400, 900]),
+        torch.randn(3, 5, unet.config.cross_attention_dim, generator=noise),
+    )
+
+    def gradients() -> list[torch.Tensor]:
+        weights = [p for p in unet.parameters() if p.requires_grad]
+        found = torch.autograd.grad(unet(*given).sample.square().mean(), weights, allow_unused=True)
+        return [each for each in found if each is not None]
+
+    expected = gradients()
+    with TracedDenoiser(unet, training=True).in_use(), counted(unet) as calls:
+        own = gradients()
+        assert not calls
+        with torch.inference_mode():
+            unet(given[0], torch.tensor(400), given[2])  # as drawing calls it
+        assert calls == ["python"]
+    assert own
+    assert all(map(torch.equal, own, expected))
+
+
+def test_a_trace_is_in_use_until_its_last_user_leaves(plain: Generator) -> None:
+    unet = copy.deepcopy(plain.pipeline.unet)
+    trace = TracedDenoiser(unet)
+    with trace.in_use():
+        with trace.in_use():
+            pass
+        assert "forward" in vars(unet)
+    assert "forward" not in vars(unet)
+
+
+def test_twins_draw_in_two_threads_what_one_generator_draws(traced: Generator) -> None:
+    prompts, seeds = [PROMPT, "a cat", "two dogs at night", PROMPT * 30], [1, 2, 3, 4]
+    expected = [traced.latents(*each) for each in zip(prompts, seeds, strict=True)]
+    other = traced.twin()
+
+    def draw(generator: Generator) -> list[torch.Tensor]:
+        return [generator.latents(*each) for each in zip(prompts, seeds, strict=True)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(draw, [traced, other] * 3):
+            assert all(map(torch.equal, found, expected))
 
 
 def test_a_trace_that_computes_something_else_is_refused(plain: Generator) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +252,58 @@ def test_a_batch_in_parts_holds_one_part_at_a_time(
     config = dataclasses.replace(TINY, batch=5, steps=2)
     distill(cloud, edge, prompts_of("neon", config), config, tmp_path, micro_batch=2)
     assert sizes == [2, 2, 1] * 2
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """PyTorch with two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_threads_take_a_part_of_a_batch_each(
+    cloud: Generator, edge: Generator, tmp_path: Path, neon: Distilled, two_threads: None
+) -> None:
+    seen: list[tuple[int, int]] = []
+    edge.pipeline.unet.register_forward_pre_hook(
+        lambda _, given: (
+            seen.append((len(given[0]), threading.get_ident())) if torch.is_grad_enabled() else None
+        )
+    )
+    config = dataclasses.replace(TINY, batch=5, steps=2)
+    distill(cloud, edge, prompts_of("neon", config), config, tmp_path / "seen")
+    assert sorted(rows for rows, _ in seen) == [2, 2, 3, 3]
+    assert threading.get_ident() not in {thread for _, thread in seen}
+
+    halved = distill(cloud, edge, prompts_of("neon"), TINY, tmp_path / "halved")
+    torch.testing.assert_close(halved.metaword, neon.update.metaword, rtol=1e-2, atol=2e-3)
+    for name, factor in neon.update.lora.items():
+        torch.testing.assert_close(halved.lora[name], factor, rtol=1e-2, atol=2e-3)
+
+
+def test_two_threads_draw_the_images_of_one(edge: Generator, tmp_path: Path, two_threads: None) -> None:
+    prompts, seeds, done = [f"{count} boats" for count in range(10)], range(10), list[int]()
+    threads: set[int] = set()
+    edge.pipeline.unet.register_forward_pre_hook(lambda *_: threads.add(threading.get_ident()))
+    both = draw_images(edge, prompts, seeds, tmp_path / "both", at_once=2, on_progress=done.append)
+    assert len(threads) == 2
+    assert done == [2, 4, 6, 8, 10]
+    torch.set_num_threads(1)
+    assert (draw_images(edge, prompts, seeds, tmp_path / "one", at_once=2) == both).all()
+
+    torch.set_num_threads(2)
+    with pytest.raises(Stopped):
+        draw_images(edge, prompts, seeds, tmp_path / "stopped", should_stop=lambda: bool(threads))
+
+
+def test_a_part_without_a_prompt_teaches_a_metaword_nothing(
+    cloud: Generator, edge: Generator, tmp_path: Path, two_threads: None
+) -> None:
+    config = dataclasses.replace(TINY, method="metaword", batch=2, prompt_dropout=0.9, steps=6)
+    update = distill(cloud, edge, prompts_of("neon", config), config, tmp_path)
+    assert bool(update.metaword.isfinite().all())
 
 
 def test_a_cloud_may_leave_before_the_edge_learns(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dekag.api.limits import PIXEL_STEP
-from dekag.pictures import Tiling, files, folders, tiles
+from dekag.errors import InvalidInputError
+from dekag.pictures import Picture, Tiling, files, folders, tiles
 
 
 @given(
@@ -45,3 +47,33 @@ def test_the_examples_give_what_they_show(module: object) -> None:
     found = doctest.testmod(module)  # type: ignore[arg-type]
     assert found.attempted
     assert not found.failed
+
+
+@pytest.mark.parametrize(
+    ("pixels", "told"),
+    [
+        (np.zeros((4, 6), np.uint8), r"\(4, 6\) uint8"),
+        (np.zeros((4, 6, 4), np.uint8), r"\(4, 6, 4\) uint8"),
+        (np.zeros((0, 6, 3), np.uint8), r"\(0, 6, 3\) uint8"),
+        (np.zeros((4, 6, 3)), "float64"),
+        ([[[1, 2, 3]]], "list"),
+    ],
+)
+def test_pixels_of_another_form_are_named(pixels: Any, told: str) -> None:
+    with pytest.raises(
+        InvalidInputError, match=rf"^pixels must be \(height, width, 3\) uint8, RGB; got .*{told}"
+    ):
+        Picture(pixels, "PNG")
+
+
+def test_a_tiling_of_another_picture_is_named() -> None:
+    tiling = Tiling.of(300, 100, 256)
+    with pytest.raises(
+        InvalidInputError, match=r"^pixels must be \(100, 300, 3\) uint8; got '\(300, 100, 3\)"
+    ):
+        tiling.split(np.zeros((300, 100, 3), np.uint8))
+    with pytest.raises(InvalidInputError, match=r"^tiles must be \(2, 128, 160, 3\) uint8; got '\(1, 128"):
+        tiling.join(np.zeros((1, 128, 160, 3), np.uint8))
+    for sides in ((0, 100), (300, -1), (1.5, 100)):
+        with pytest.raises(InvalidInputError, match="must be an integer of at least 1, pixels"):
+            Tiling.of(*sides, 256)

@@ -28,6 +28,8 @@ from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import Key, conditions_of
 from dekag.generation.autoencoder import decode
 from dekag.generation.loading import pipeline_hash
+from dekag.generation.machine import machine_placement
+from dekag.generation.placement import other_devices
 from dekag.training.cala import METRIC_LATENTS, ConditionBatch, grid_condition, pixel_metric, train_method
 from dekag.training.data import SCENES
 from dekag.training.examples import Examples, examples_hash, rendered_examples
@@ -134,10 +136,11 @@ class Trainings:
         """
         profile, folder = self.bank.profile, self.plan.drawn
         if folder is None:
-            edge = profile.edge
+            placed = machine_placement()  # whose settings change the bits, too
+            edge = placed.formatted(profile.edge)
             sampled = edge.steps, edge.guidance_scale, profile.size
             captions = STICKERS.edge_captions(DRAWN, DRAWN_SEED)
-            key = content_key(pipeline_hash(edge), *sampled, *captions, *edge.formats)
+            key = content_key(pipeline_hash(edge), *sampled, *captions, *edge.formats, *placed.devices)
             folder = self.store.folder("latents", key)
             latents_of_prompts(folder, profile, captions, count=DRAWN, seed=DRAWN_SEED)
         found = LatentSet.load(folder)
@@ -173,7 +176,8 @@ class Trainings:
             first = self.examples[0].latents[:METRIC_LATENTS].float()
             return pixel_metric(lambda each: decode(self.bank.autoencoder, each), first).tolist()
 
-        key = content_key(VERSION, autoencoder_hash(self.bank.autoencoder), self.examples_hash)
+        vae = self.bank.autoencoder
+        key = content_key(VERSION, autoencoder_hash(vae), self.examples_hash, *other_devices(vae))
         return torch.tensor(self.store.json("metrics", key, measure))
 
     @property

@@ -41,7 +41,7 @@ from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.makd.update import FORMAT, KnowledgeUpdate
 from dekag.stickers import TOPICS, random_scene
-from dekag.training.distill import CloudImages, cloud_images, new_update, targets_of, train
+from dekag.training.distill import CloudImages, cloud_images, kept_cloud_images, new_update, targets_of, train
 
 COMMAND = "dekag experiment gka"
 FOLDER = "gka"
@@ -230,8 +230,10 @@ class MakdStudy:
         config = training.config
         topic = self._distilled(training.topic, config)
         name = f"{training.topic}-{config.seed}"
-        folder = self.store.folder("images", self.bank.facts("cloud").model_hash[:12], name)
-        return topic, cloud_images(self.bank.cloud, topic, config, folder)
+        cloud = self.bank.facts("cloud")
+        folder = self.store.folder("images", cloud.model_hash[:12], name)
+        kept = kept_cloud_images(cloud, topic, config, folder)
+        return topic, cloud_images(self.bank.cloud, topic, config, folder) if kept is None else kept
 
     def _run(self, training: TopicTraining, folder: Path) -> Row:
         config = training.config

@@ -44,6 +44,7 @@ from dekag.evaluation.statistics import mean_ci95
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import OUTAGES, Choice, Forecast, Ladder, choose, conditions_of
 from dekag.generation.images import FILE_FORMATS, FileFormat, Pixels
+from dekag.generation.loading import autoencoder_hash
 from dekag.generation.models import LatentEncoder
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
 from dekag.link.conditions import LinkConditions
@@ -222,13 +223,13 @@ def measure_link(task: tuple[str, Photograph, float, int], *, profile: str, runs
         (pixel_codec_hash(bank.profile.pixel_codec or ""),)
         if link == PIXELS
         else (
-            bank.edge.decoder.model_hash,
+            autoencoder_hash(bank.profile.edge),
             bank.codec_hash,
             bank.profile.adapters and bank.adapters.content_hash,
         )
     )
     uses = () if link != PIXELS or (rate := sent_cbr(bank, [photo], cbr)) is None else (rate,)
-    known = (CHANNELS, cbr, snrs_db, seed, photo.pixels.shape, *bank.edge.departures, *uses)
+    known = (CHANNELS, cbr, snrs_db, seed, photo.pixels.shape, *bank.facts("edge").departures, *uses)
     key = content_key(VERSION, models, *known, data=photo.pixels.tobytes())
     return ResultStore(runs).array(link, key, make)
 

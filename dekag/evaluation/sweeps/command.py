@@ -33,6 +33,7 @@ from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, id
 from dekag.evaluation.sweeps.grid import DELIVERIES, EvaluationPoint, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import metric_plot, table
 from dekag.files import check_folder
+from dekag.profile import load_profile
 
 SCHEMA = 1
 """Version of a row; raised when fields change their meaning."""
@@ -199,24 +200,46 @@ def run_sweep(
         raise DekagError(f"{len(outcome.failed)} of {len(sweep.points())} points failed; run again to retry")
 
 
-def bench_grid(points: int) -> Sweep:
-    """A grid of about that many points of equal cost."""
-    snrs_db = [round(20 * step / max(points // 4 - 1, 1), 3) for step in range(points // 4)]
+def bench_grid(points: int, profile: str = "stickers") -> Sweep:
+    """A grid of about that many points of equal cost.
+
+    Without adapters, a profile sends unaligned alone; without a scorer, the received images have no scores.
+
+    Raises:
+        NotFoundError: there is no such profile.
+    """
+    models = load_profile(profile)
+    deliveries = ["unaligned", *(["cala"] if models.adapters is not None else [])]
+    cbrs = [1 / 96, 1 / 384]
+    count = points // (len(deliveries) * len(cbrs))
+    scores = {} if models.scorer is not None else {"metrics": ["psnr_db"]}
     return Sweep(
         name="bench",
-        deliveries=[DELIVERIES["unaligned"], DELIVERIES["cala"]],
-        snr_db=snrs_db,
-        cbr=[1 / 96, 1 / 384],
+        profile=profile,
+        deliveries=[DELIVERIES[name] for name in deliveries],
+        snr_db=[round(20 * step / max(count - 1, 1), 3) for step in range(count)],
+        cbr=cbrs,
         prompts=8,
+        **scores,
     )
 
 
-def bench_sweep(points: int, results: Path = RESULTS) -> dict[str, float]:
+def bench_sweep(points: int, profile: str = "stickers", results: Path = RESULTS) -> dict[str, float]:
     """Seconds of the same grid serially and on one and two workers of Ray, images drawn beforehand.
 
     Everything counts: starting Ray, loading models in each worker, and measuring.
+
+    Args:
+        points: about how many the grid has.
+        profile: the models.
+        results: where headline.json is.
+
+    Raises:
+        DekagError: a point failed.
+        InvalidInputError: Ray is not installed, or the profile's codec cannot send at the rates of the grid.
+        NotFoundError: there is no such profile.
     """
-    sweep = bench_grid(points)
+    sweep = bench_grid(points, profile)
     count = len(sweep.points())
     seconds = {}
     with tempfile.TemporaryDirectory() as name:

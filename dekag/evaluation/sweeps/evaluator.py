@@ -102,6 +102,9 @@ def identity(profile_name: str) -> dict[str, str]:
     devices = [placed[role].device.type for role in ROLES]
     if set(devices) != {"cpu"}:  # others round differently
         found["devices"] = "/".join(devices)
+    texts = [placed[role].text_device.type for role in ROLES]
+    if texts != devices:
+        found["text devices"] = "/".join(texts)
     if own := read_topics(profile.topics):
         found["topics"] = as_one({name: file.model_dump_json() for name, file in own.items()})
     if profile.adapters is not None:

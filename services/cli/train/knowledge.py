@@ -72,6 +72,7 @@ def knowledge(
     """Distil knowledge updates of a profile's topics, or of the world's (MAKD), without a running system."""
     use_threads(threads)
     from dekag.evaluation.store import content_key
+    from dekag.generation.facts import GeneratorFacts
     from dekag.generation.loading import pipeline_hash
     from dekag.generation.machine import TrainingMachine, machine_placement, read
     from dekag.generation.models import Generator
@@ -81,7 +82,7 @@ def knowledge(
     from dekag.metrics.features import ImageScorer
     from dekag.profile import load_profile, profile_folder
     from dekag.stickers import TOPICS
-    from dekag.training.distill import cloud_images, distill
+    from dekag.training.distill import cloud_images, distill, kept_cloud_images
 
     models = load_profile(profile)
     own = read_topics(models.topics)
@@ -98,9 +99,17 @@ def knowledge(
     placed = {role: machine_placement(role, trained=role == "edge") for role in ROLES}
     machine = read(TrainingMachine)
     # another model, sampling, setting or prompt has a run of its own: its images and checkpoints do not fit
+    formatted = {role: placed[role].formatted(getattr(models, role)) for role in ROLES}
     of_models = [
-        (pipeline_hash(each), each.steps, each.guidance_scale, models.size, *each.formats)
-        for each in (placed[role].formatted(getattr(models, role)) for role in ROLES)
+        (
+            pipeline_hash(each),
+            each.steps,
+            each.guidance_scale,
+            models.size,
+            *each.formats,
+            *placed[role].devices,
+        )
+        for role, each in formatted.items()
     ]
     runs_of = {}
     for name in topic or own or TOPICS:
@@ -109,9 +118,13 @@ def knowledge(
         identity = content_key(*of_models, config.of_full_form(), asdict(prompts))[:12]
         runs_of[name] = prompts, runs / "knowledge" / f"{name}-{identity}"
 
-    cloud = Generator.from_profile(models, "cloud", placed["cloud"])
+    facts, cloud = GeneratorFacts.of_profile(models, "cloud", placed["cloud"]), None
     drawn = {}
     for name, (prompts, run) in runs_of.items():
+        if (kept := kept_cloud_images(facts, prompts, config, run)) is not None:
+            drawn[name] = kept
+            continue
+        cloud = cloud or Generator.from_profile(models, "cloud", placed["cloud"])
         with _progress(name) as on_progress:
             drawn[name] = cloud_images(cloud, prompts, config, run, on_progress=on_progress)
     del cloud  # before the edge is loaded: memory for one of them is enough

@@ -233,3 +233,6 @@ def test_knowledge_is_trained_with_the_settings_and_one_generator_at_a_time(
     assert held == [0, 0]
     assert ways == [(1, True)] * 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["neon", "snail"]
+    again = run(f"{words} --out OUT --runs RUNS", {name: str(place) for name, place in places.items()})
+    assert again.exit_code == 0, again.output
+    assert len(held) == 3, "the edge alone: the cloud's images are kept"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -448,3 +450,65 @@ def test_measurements_of_another_profile_do_not_replace_the_committed_ones(tmp_p
     assert _targets("stickers")["results"] == RESULTS
     other = _targets(str(tmp_path / "mine"))
     assert other == {"profile": str(tmp_path / "mine"), "results": Path("runs/mine/results")}
+
+
+WITHOUT_MODELS = {
+    "experiment": {"first-minute", "metrics"},
+    "bench": {"simulate", "channel", "ldpc", "update-size", "full-size", "scale", "upgrade", "page"},
+}
+"""Measurements of no profile: they load no models, or bring their own."""
+
+
+@pytest.mark.parametrize("group", WITHOUT_MODELS)
+def test_what_is_measured_of_models_is_measured_of_any_profile(group: str) -> None:
+    commands = typer.main.get_command(app).commands[group].commands
+    with_profile = {
+        name
+        for name, command in commands.items()
+        if any("--profile" in parameter.opts for parameter in command.params)
+    }
+    assert commands.keys() - with_profile == WITHOUT_MODELS[group]
+    text = Path("docs/real-models.md").read_text()
+    assert not [name for name in WITHOUT_MODELS[group] if f"`{name}`" not in text]
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        ("sweep", "dekag.evaluation.sweeps.command.bench_sweep"),
+        ("web-page", "services.bench.web_page.run_web_page_bench"),
+    ],
+)
+def test_a_benchmark_of_another_profile_keeps_its_results_apart(
+    monkeypatch: pytest.MonkeyPatch, command: str, function: str
+) -> None:
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(function, lambda *_, **options: asked.update(options))
+    done = CliRunner().invoke(app, ["bench", command, "--profile", "folder/mine"])
+    assert done.exit_code == 0, done.output
+    assert (asked["profile"], asked["results"]) == ("folder/mine", Path("runs/mine/results"))
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("image", "services.cli.image"), ("distill", "services.cli.distill")]
+)
+def test_a_client_waits_as_long_as_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, module: str
+) -> None:
+    """A system may be slower than a client waits by default."""
+    waits: list[float] = []
+
+    def noted(url: str, *, timeout_s: float) -> Client:
+        waits.append(timeout_s)
+        return Client(url, timeout_s=timeout_s)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"{module}.Client", noted)
+    for options, status in (([], 1), (["--timeout-s", "300"], 1), (["--timeout-s", "0"], 2)):
+        done = CliRunner().invoke(app, [command, "a-boat", "--url", "http://127.0.0.1:1", *options])
+        assert done.exit_code == status, done.output
+    assert "timeout_s must be above 0" in done.stderr
+    assert waits == [inspect.signature(Client).parameters["timeout_s"].default, 300, 0]
+    made = CliRunner().invoke(app, [command, "a-boat", "--timeout-s", "nan"])
+    assert made.exit_code == 2
+    assert "must be a finite number" in made.stderr

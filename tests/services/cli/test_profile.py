@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from dekag import SemanticLink
 from dekag.cala.artifact import TransmissionKnowledge
@@ -26,6 +27,7 @@ from dekag.inventory import parts, problems, processes, processes_on_device
 from dekag.metrics.features import ImageScorer
 from dekag.profile import load_profile
 from dekag.training.tiny_models import EMBEDDED, FOREIGN, Dimensions, save_dummy_models
+from services.cli.main import app
 from services.common.transmission import CodecCache
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
@@ -197,6 +199,50 @@ async def test_a_check_follows_the_settings_of_the_machine(dummy_profile: Path, 
     assert "DEKAG_VAE_DTYPE must be float32 or bfloat16; got 'float16'" in wrong.stderr
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_check_says_whether_the_graphics_card_has_room(
+    device: str, dummy_profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[int | None] = [None]
+    asked: list[str] = []
+
+    def mem_get_info(place: torch.device) -> tuple[int, int]:
+        asked.append(str(place))
+        if known[0] is None:
+            raise RuntimeError("CUDA error: out of memory")
+        return known[0], 2**34
+
+    for name, value in {"is_available": True, "device_count": 2, "get_device_name": "Card"}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    monkeypatch.setattr("dekag.generation.placement._compute_in_full", lambda: None)
+    monkeypatch.setenv("DEKAG_DEVICE", device)
+    found = parts(load_profile(dummy_profile))
+    there = processes_on_device(found, Machine(device="cuda"))
+    restoring = processes_on_device(found, Machine(device="cuda"), restoring=True)["user"]
+
+    def warned(free: int | None) -> list[str]:
+        known[0] = free
+        done = CliRunner().invoke(app, ["profile", "check", str(dummy_profile)])
+        assert done.exit_code == 0, done.output
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"Free on {device} (Card): ")]
+        assert line.endswith("unknown." if free is None else f"{free / 2**20:,.0f} of 16,384 MiB.")
+        return [line.partition(":")[0] for line in done.stderr.splitlines()]
+
+    everything = "cloud, edge, user and distiller"
+    assert warned(None) == []
+    assert warned(0) == list(there)
+    assert warned(sum(there.values()) - 1) == [everything]
+    assert warned(sum(there.values())) == []
+    smaller = max(size for size in (*there.values(), restoring) if size < restoring)
+    assert "user, with link.restoration" in warned(smaller)
+    assert set(asked) == {device}
+    told = CliRunner().invoke(app, ["profile", "check", str(dummy_profile)]).stderr
+    assert "DEKAG_OFFLOAD=true or DEKAG_TEXT_DEVICE=cpu takes less" in told
+    monkeypatch.setenv("DEKAG_DEVICE", "cpu")
+    assert "Free on" not in CliRunner().invoke(app, ["profile", "check", str(dummy_profile)]).stdout
+
+
 def test_parts_that_do_not_fit_are_named(dummy_profile: Path, tmp_path: Path) -> None:
     foreign = save_dummy_models(tmp_path / "foreign", like=FOREIGN)
     mine = load_profile(rewritten(dummy_profile, tmp_path / "p", codec=str(foreign / "codec")))
@@ -283,6 +329,30 @@ async def test_what_is_missing_is_said_fetched_and_then_complete(dummy_profile: 
 def named(model: Path, **more: Any) -> dict[str, Any]:
     """A generator by the name of its folder on the hub."""
     return {"path": f"lab/{model.name}", "steps": 2, "guidance_scale": 2.0, **more}
+
+
+@pytest.mark.asyncio
+async def test_a_component_that_is_never_loaded_is_not_fetched(dummy_profile: Path, tmp_path: Path) -> None:
+    shutil.copytree(dummy_profile / "edge", edge := tmp_path / "edge")
+    index = json.loads((edge / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (edge / "model_index.json").write_text(json.dumps(index))
+    (edge / "safety_checker").mkdir()
+    (edge / "safety_checker" / "config.json").write_text("{}")
+    save_file({"weight": torch.ones(3)}, edge / "safety_checker" / "model.safetensors")
+    profile = rewritten(dummy_profile, tmp_path / "mine", edge=named(edge))
+    with running_hub({"lab/edge": edge}) as (address, taken):
+        there = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        done = await dekag("profile", "fetch", str(profile), folder=tmp_path, env=there)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert [name for name in taken if name.startswith("lab/edge/unet/")]
+    assert not [name for name in taken if "safety_checker" in name]
+    after = await dekag(
+        "profile", "check", str(profile), folder=tmp_path, env={**there, "HF_HUB_OFFLINE": "1"}
+    )
+    assert (after.returncode, after.stderr) == (0, ""), after.stderr
+    (fetched,) = (tmp_path / "hub").rglob("snapshots/*/model_index.json")
+    load_pipeline(load_profile(profile).edge.model_copy(update={"path": str(fetched.parent)}))
 
 
 @pytest.mark.asyncio

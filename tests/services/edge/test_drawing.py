@@ -40,7 +40,7 @@ async def test_the_edge_draws_by_a_trace(
     assert calls == []
 
 
-async def test_files_of_the_cloud_are_cached_by_the_format_of_the_autoencoder(
+async def test_files_of_the_cloud_are_cached_by_what_the_edge_computes_with(
     start: Start, connect: Callable[[str], Any], dummy_profile: Path, asked: DeliveryRequest
 ) -> None:
     keys = []
@@ -51,3 +51,6 @@ async def test_files_of_the_cloud_are_cached_by_the_format_of_the_autoencoder(
     assert plain == same
     assert plain[0] != coarse[0]
     assert plain[1] != coarse[1]
+    servicer._generator.generator.devices = ("cuda",)  # which rounds differently
+    assert servicer._file_key(asked, b"cloud") not in {plain[0], coarse[0]}
+    assert servicer._key(asked, ()) not in {plain[1], coarse[1]}

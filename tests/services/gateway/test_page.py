@@ -165,6 +165,8 @@ async def test_the_page_is_small() -> None:
 
 async def test_the_opening_example_is_given_to_the_edge() -> None:
     (topic,) = up.start_topics().values()
+    assert up.start_topics("stickers") == up.start_topics()
+    assert not up.start_topics("mine"), "it has no such update"
     assert topic in controls_prompt()
     assert (Path(load_profile("stickers").knowledge or "") / topic).is_dir()
     compose = (Path(__file__).parents[3] / "docker-compose.yml").read_text()
