@@ -172,7 +172,8 @@ def text_encoder_bytes(found: list[Part]) -> int:
 def _adapted(found: list[Part]) -> int:
     """Bytes of the codec with adapters, which is a copy of the one without; 0 if there are none.
 
-    Layers that CALA adapts exist once more, fused with their adapters.
+    Layers that CALA adapts exist once more, packed or fused with their adapters. Without oneDNN, separable
+    kernels take a little more, as they are fused.
     """
     by_role = {part.role: part for part in found}
     codec, adapters = by_role.get("codec"), by_role.get("adapters")
@@ -189,7 +190,13 @@ def _adapted(found: list[Part]) -> int:
     fused = 0
     for name, rank in ranks.items():
         out, *others = shapes.get(f"{name}.weight", (0,))
-        fused += (out + rank) * (math.prod(others) + 1) + out * rank if others else 0
+        if not others:
+            continue
+        own, kernel = math.prod(others) + 1, math.prod(others[1:]) + 1
+        if config.get("kernel") == "separable":
+            fused += out * own + rank * (others[0] + kernel + out)
+        else:
+            fused += (out + rank) * own + out * rank
     return codec.bytes_in_memory + adapters.bytes_in_memory + fused * codec.bytes_each
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dekag.cala.config import CalaConfig, GateKind
+from dekag.codec.packed import PackedConv2d, packable
 from dekag.codec.text_attention import TextAttention
 from dekag.errors import InvalidInputError
 
@@ -86,6 +87,17 @@ class LowRankBranch(nn.Module):
         height, width = self.size
         return F.pad(self.down, (width // 2, width - 1 - width // 2, height // 2, height - 1 - height // 2))
 
+    def packed(self, base: nn.Conv2d) -> Packed:
+        """Base layer and branch with packed weights; for separable kernels alone."""
+        if self.taps is None:
+            raise ValueError("kernels are not separable")
+        return Packed(
+            PackedConv2d(base),
+            self.down[:, :, 0, 0].T.contiguous(),
+            PackedConv2d(base, self.taps, self.offset, groups=self.rank),
+            (self.scale * self.up[:, : self.rank]).T.contiguous(),
+        )
+
     def forward(
         self, x: torch.Tensor, gates: torch.Tensor, base: nn.Conv2d, text: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -153,6 +165,37 @@ class Stacked:
         return adapted.view(len(x), outputs, *both.shape[2:])
 
 
+@dataclass(frozen=True)
+class Packed:
+    """Base layer and A one after the other, with packed weights.
+
+    A of separable kernels takes a fifth of the products that it takes as part of a convolution.
+
+    Attributes:
+        base: the base layer.
+        down: of A, (in, rank).
+        taps: of A, with the offset.
+        up: s B of the components that are convolutions, (rank, out).
+    """
+
+    base: PackedConv2d
+    down: torch.Tensor
+    taps: PackedConv2d
+    up: torch.Tensor
+
+    def forward(self, x: torch.Tensor, gates: torch.Tensor, _: nn.Conv2d) -> torch.Tensor:
+        """The adapted convolution of x (batch, in, h, w) for gates (batch, rank)."""
+        together = x.contiguous(memory_format=torch.channels_last)
+        plain = self.base(together)
+        maps = self.taps((together.permute(0, 2, 3, 1) @ self.down).permute(0, 3, 1, 2))
+        outputs, rank = plain.shape[1], maps.shape[1]
+        weighted = maps.permute(0, 2, 3, 1) * gates[:, None, None, :]
+        rows = plain.permute(0, 2, 3, 1).reshape(-1, outputs)
+        # in place: `plain` is used nowhere else
+        adapted: torch.Tensor = rows.addmm_(weighted.reshape(-1, rank), self.up)
+        return adapted.view(len(x), *plain.shape[2:], outputs).permute(0, 3, 1, 2)
+
+
 class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A convolution with the low-rank branches of one or more adapters, of which one is active.
 
@@ -168,7 +211,7 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.base_layer = base_layer
         self.cala_components = nn.ModuleDict({})
         self._state = [Gating()]  # in a list, as assigning to attributes of a module is slow
-        self._stacked: Stacked | None = None
+        self._fused: Stacked | Packed | None = None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter: str | list[str] = adapter_name
@@ -196,7 +239,7 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Prepare for fast inference: base layer and branch become one convolution.
+        """Prepare for fast inference: base layer and branch are packed, or become one convolution.
 
         Later changes of weights or of the active adapter have no effect until this is called again.
         """
@@ -205,10 +248,13 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
             raise RuntimeError("there is no active adapter to fuse")
         if base.groups != 1:
             return
+        if branch.taps is not None and packable(base):
+            self._fused = branch.packed(base)
+            return
         zeros, rank = base.weight.new_zeros, branch.rank
         bias = zeros(base.out_channels) if base.bias is None else base.bias
         offset = zeros(rank) if branch.offset is None else branch.offset
-        self._stacked = Stacked(
+        self._fused = Stacked(
             weight=torch.cat([base.weight, branch.kernels()]),
             bias=torch.cat([bias, offset]),
             up=branch.scale * branch.up[:, :rank],
@@ -224,10 +270,10 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         branch = None if gates is None else self.branch
         if branch is None or gates is None:
             return _convolve(x, base.weight, base.bias, base)
-        if self._stacked is None:
+        if self._fused is None:
             result: torch.Tensor = _convolve(x, base.weight, base.bias, base) + branch(x, gates, base, text)
             return result
-        result = self._stacked.forward(x, gates[:, : branch.rank], base)
+        result = self._fused.forward(x, gates[:, : branch.rank], base)
         read = branch.read(x, gates, text)
         return result if read is None else result + read
 

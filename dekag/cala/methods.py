@@ -20,10 +20,12 @@ from dekag import plugins
 from dekag.cala.artifact import CALA, TransmissionKnowledge
 from dekag.cala.conditions import CONDITION_FEATURES, rate_and_snr_db
 from dekag.cala.config import CalaConfig
+from dekag.cala.layer import CalaLayer
 from dekag.cala.rate import QualityModel
 from dekag.cala.restoration import RestorationTable
 from dekag.codec import JsccCodec, LatentCodec, Modulation
 from dekag.codec.jscc import PromptedLayer, with_text, without_text
+from dekag.codec.packed import pack
 from dekag.errors import InvalidInputError, MismatchError
 
 
@@ -314,8 +316,12 @@ class Cala(AdaptedCodec):
         return with_condition
 
     def fuse(self) -> None:
-        """Prepare layers and gates for fast inference."""
+        """Prepare layers and gates for fast inference; the codec's other convolutions are packed.
+
+        Later changes of their weights have no effect.
+        """
         self.peft.base_model.fuse()
+        pack(self.codec, apart=CalaLayer)
 
 
 class UngatedCala(Cala):

@@ -157,6 +157,10 @@ def tka(
             help="Also train for the curves over parameters and length, and an oracle for each condition.",
         ),
     ] = True,
+    costs_only: Annotated[
+        bool,
+        typer.Option("--costs-only", help="Measure only the time that gates take, and keep all other rows."),
+    ] = False,
     drawn: Annotated[
         Path | None,
         typer.Option(
@@ -174,10 +178,13 @@ def tka(
     Baselines are trained as `dekag train cala --drawn` trains CALA. An interrupted run resumes. Fills
     docs/results-transmission.md.
     """
-    from dekag.evaluation.studies.cala import run_tka
+    from dekag.evaluation.studies.cala import run_costs, run_tka
     from dekag.evaluation.studies.cala_training import COMPARABLE, Plan
 
     plan = Plan(drawn, bf16, _chosen(method, COMPARABLE), curves, seeds, steps)
+    if costs_only:
+        run_costs(plan=plan, count=count, rounds=rounds, **_targets(profile))
+        return
     run_tka(plan=plan, count=count, requests=requests, rounds=rounds, workers=workers, **_targets(profile))
 
 

@@ -10,7 +10,9 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 
 from dekag.cala import CONDITION_FEATURES, CalaConfig, condition_vector
+from dekag.cala.layer import CalaLayer, Packed, Stacked
 from dekag.codec import JsccCodec
+from dekag.codec.packed import packable
 from dekag.errors import InvalidInputError
 from dekag.link.conditions import LinkConditions
 
@@ -84,13 +86,32 @@ def test_an_adapted_layer_is_the_convolution_with_its_merged_weight(gate: Any, k
             torch.testing.assert_close(out[row : row + 1], merged, rtol=1e-4, atol=1e-4)
 
 
-def test_fused_layers_agree_with_what_was_trained(adapted: Any) -> None:
-    latents, condition = torch.randn(3, *SHAPE), _conditions(-5, 5, 20)
-    before = _encode(adapted, latents, [512, 64, 100], condition)
-    adapted.base_model.fuse()
-    after = _encode(adapted, latents, [512, 64, 100], condition)
-    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-    assert not torch.equal(after, torch.zeros_like(after))
+@pytest.mark.parametrize("kernel", ["full", "separable"])
+@pytest.mark.parametrize("onednn", [True, False])
+def test_fused_layers_agree_with_what_was_trained_until_they_are_fused_again(
+    codec: JsccCodec, kernel: Any, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = _stir(get_peft_model(codec, CalaConfig(rank=3, gate_width=4, kernel=kernel)))
+    latents, condition, uses = torch.randn(3, *SHAPE), _conditions(-5, 5, 20), [512, 64, 100]
+    if not onednn:
+        monkeypatch.setattr("dekag.cala.layer.packable", lambda _: False)
+    before = None
+    for _ in range(2):
+        unlike = before
+        before = _encode(adapted, latents, uses, condition)
+        adapted.base_model.fuse()
+        layers = [each for each in adapted.modules() if isinstance(each, CalaLayer)]
+        packs = onednn and kernel == "separable" and packable(layers[0].base_layer)
+        assert {type(each._fused) for each in layers} == {Packed if packs else Stacked}
+        after = _encode(adapted, latents, uses, condition)
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+        assert unlike is None or not torch.allclose(after, unlike, atol=1e-2)
+        for layer in layers:
+            assert layer.branch is not None
+            layer.branch.up.data.mul_(-3)
+        torch.testing.assert_close(_encode(adapted, latents, uses, condition), after)
+        for layer in layers:
+            layer._fused = None
 
 
 def test_a_row_alone_is_the_row_in_a_mixed_batch(adapted: Any) -> None:

@@ -42,6 +42,7 @@ from dekag.evaluation.studies.cala import (
     per_image,
     prompt_evaluations,
     rate_control,
+    run_costs,
     run_tka,
     told_prompts,
     unseen_evaluations,
@@ -205,6 +206,22 @@ def test_costs_are_of_equally_many_rounds(study: CalaStudy) -> None:
     costs = gate_cost(study, 3)
     assert {len(seconds) for seconds in costs.values()} == {3}
     assert min(min(seconds) for seconds in costs.values()) > 0
+
+
+def test_costs_alone_leave_other_rows_and_figures(study: CalaStudy, tmp_path: Path) -> None:
+    write(fabricated(study), tmp_path)
+    before = {path.stem: path.read_bytes() for path in (tmp_path / "tka").iterdir()}
+    told = json.loads((tmp_path / "headline.json").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tka, "_study", lambda *_: study)
+        plan = study.trainings.plan
+        run_costs(plan=plan, count=8, rounds=5, profile=study.bank.profile_name, results=tmp_path)
+    after = {path.stem: path.read_bytes() for path in (tmp_path / "tka").iterdir()}
+    assert {name for name in ROWS if after[name] != before[name]} == {"costs"}
+    now = json.loads((tmp_path / "headline.json").read_text())
+    changed = {key for key in now if now[key]["value"] != told[key]["value"]}
+    assert now.keys() == told.keys()
+    assert changed == {"gate_cost_ratio", "tka_codec_ms"}
 
 
 def fabricated(study: CalaStudy) -> CalaResults:

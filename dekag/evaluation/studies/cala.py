@@ -34,6 +34,7 @@ from dekag import plugins
 from dekag.cala.aligned_codec import AlignedCodec
 from dekag.cala.conditions import condition_vector
 from dekag.cala.methods import METHODS, AdaptedCodec, Cala
+from dekag.codec.packed import pack
 from dekag.documents import parse_json
 from dekag.errors import NotFoundError
 from dekag.evaluation.models import ModelBank, model_bank
@@ -411,10 +412,16 @@ def rate_control(study: CalaStudy, count: int, offset_db: float = 0.0) -> list[R
 def gate_cost(study: CalaStudy, rounds: int) -> dict[str, list[float]]:
     """Seconds of encoding and decoding, in turns, by the plain codec and with gates: see COSTS.
 
-    Adapters that read prompts are given their states, which edge and user keep from before.
+    Weights of both are packed, so that they differ by the gates alone. They are given the states of prompts,
+    which edge and user keep from before.
     """
     bank, latents = study.bank, study.latents.float()
-    aligned = AlignedCodec(bank.codec, bank.codec_hash, bank.adapters)
+    plain = copy.deepcopy(bank.codec)
+    pack(plain)
+    codecs = {
+        "plain": AlignedCodec(plain, bank.codec_hash),
+        "gated": AlignedCodec(bank.codec, bank.codec_hash, bank.adapters),
+    }
     states = study.text(bank.cala())
     text = None if states is None else pad_sequence([each for each in states if each is not None], True)
     shape = (latents.shape[1], latents.shape[2], latents.shape[3])
@@ -425,26 +432,22 @@ def gate_cost(study: CalaStudy, rounds: int) -> dict[str, list[float]]:
         links = [LinkConditions(snr_db=float(snr)) for snr in rng.uniform(-5, 20, count)]
         return torch.stack([condition_vector(1 / 96, link, at="sender") for link in links])
 
-    def plain(rows: slice) -> None:
-        with torch.inference_mode():
-            said = None if text is None or not bank.codec.text_width else text[rows]
-            bank.codec.decode(bank.codec.encode(latents[rows], most, text=said), shape, text=said)
-
-    def gated(rows: slice, condition: torch.Tensor) -> None:
+    def delivered(by: str, rows: slice, condition: torch.Tensor) -> None:
         batch, said = latents[rows], None if text is None else text[rows]
         exact = len(batch) == 1
-        symbols = aligned.encode(batch, [most] * len(batch), condition, text=said, exact=exact)
-        aligned.decode(symbols, shape, condition, text=said, exact=exact)
+        symbols = codecs[by].encode(batch, [most] * len(batch), condition, text=said, exact=exact)
+        codecs[by].decode(symbols, shape, condition, text=said, exact=exact)
 
     seconds: dict[str, list[float]] = {name: [] for pair in COSTS.items() for name in pair}
     for number in tqdm(range(rounds + WARM_UP), desc="cost"):
         row = number % len(latents)
         one, many = slice(row, row + 1), slice(COST_BATCH)
+        alone, mixed = conditions(1), conditions(min(COST_BATCH, len(latents)))
         work = {
-            "plain": partial(plain, one),
-            "a new condition": partial(gated, one, conditions(1)),
-            "plain batch": partial(plain, many),
-            "a batch of mixed conditions": partial(gated, many, conditions(min(COST_BATCH, len(latents)))),
+            "plain": partial(delivered, "plain", one, alone),
+            "a new condition": partial(delivered, "gated", one, alone),
+            "plain batch": partial(delivered, "plain", many, mixed),
+            "a batch of mixed conditions": partial(delivered, "gated", many, mixed),
         }
         # in any order, as each leaves the caches of the processor as suits itself
         for name in rng.permutation(list(work)):
@@ -664,6 +667,19 @@ def run_tka(
     save_images(image_grid(measured.study), folder, "strip.png", COMMAND)
 
 
+def run_costs(
+    *, plan: Plan, count: int, rounds: int, profile: str, results: Path = RESULTS, runs: Path = RUNS
+) -> None:
+    """Measure the costs of gates anew, without trainings, and write their rows and figures alone.
+
+    Args:
+        plan, count, rounds, profile, results, runs: as in `run_tka`.
+    """
+    rows = cost_rows(gate_cost(_study(profile, plan, count, runs), rounds))
+    write_rows(results / FOLDER / "costs.jsonl", rows)
+    cost_figures(rows, results)
+
+
 def write(measured: CalaResults, results: Path = RESULTS) -> None:
     """Write the rows of results/tka/* and the figures of headline.json."""
     folder = results / FOLDER
@@ -702,7 +718,7 @@ def write(measured: CalaResults, results: Path = RESULTS) -> None:
         "mismatch": mismatch_rows(measured),
         "prompts": prompt_rows(measured),
         "requests": requests,
-        "costs": cost_rows(measured),
+        "costs": cost_rows(measured.costs),
     }
     for name, rows in files.items():
         if rows:
@@ -937,11 +953,11 @@ def prompt_rows(measured: CalaResults) -> list[Row]:
     return rows
 
 
-def cost_rows(measured: CalaResults) -> list[Row]:
+def cost_rows(costs: Mapping[str, list[float]]) -> list[Row]:
     """Median seconds of encoding and decoding, and the ratio to the plain codec."""
     rows = []
     for name, reference in COSTS.items():
-        seconds, plain = measured.costs[name], measured.costs[reference]
+        seconds, plain = costs[name], costs[reference]
         ratio, ci95 = ratio_of_medians(seconds, plain)
         median, median_ci95 = bootstrap_ci95(lambda each: float(np.median(each)), seconds)
         rows.append(
@@ -956,6 +972,16 @@ def cost_rows(measured: CalaResults) -> list[Row]:
             }
         )
     return rows
+
+
+def cost_figures(rows: Sequence[Row], results: Path) -> None:
+    """The figures of headline.json that follow from `cost_rows`."""
+    cost = next(row for row in rows if row["what"] == "a new condition")
+    for key, value, unit, ci95 in (
+        ("gate_cost_ratio", cost["ratio"], "ratio", cost["ci95"]),
+        ("tka_codec_ms", 1e3 * cost["median_s"], "ms", [1e3 * limit for limit in cost["median_ci95"]]),
+    ):
+        record(key, value, unit, command=COMMAND, count=cost["n"], ci95=ci95, results=results)
 
 
 def figures(measured: CalaResults, results: Path) -> None:
@@ -986,13 +1012,11 @@ def figures(measured: CalaResults, results: Path) -> None:
     share = 100 * trained / sum(p.numel() for p in bank.codec.parameters())
     record("tka_adapter_share", share, "%", command=COMMAND, count=1, results=results)
     worst = worst_unseen(unseen_rows(measured))
-    cost = next(row for row in cost_rows(measured) if row["what"] == "a new condition")
-    for key, value, unit, row, ci95 in (
-        ("tka_unseen_gap_db", worst["gap_db"], "dB", worst, worst["ci95"]),
-        ("gate_cost_ratio", cost["ratio"], "ratio", cost, cost["ci95"]),
-        ("tka_codec_ms", 1e3 * cost["median_s"], "ms", cost, [1e3 * limit for limit in cost["median_ci95"]]),
-    ):
-        record(key, value, unit, command=COMMAND, count=row["n"], ci95=ci95, results=results)
+    record(
+        "tka_unseen_gap_db", worst["gap_db"], "dB", command=COMMAND, count=worst["n"], ci95=worst["ci95"],
+        results=results,
+    )  # fmt: skip
+    cost_figures(cost_rows(measured.costs), results)
     promised = [each for each in measured.requests[0.0] if each.promised]
     if promised:  # else no share of them can be kept
         kept = [100.0 * (each.psnr_db >= each.target_db) for each in promised]

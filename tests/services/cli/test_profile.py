@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from dekag import SemanticLink
 from dekag.cala.artifact import TransmissionKnowledge
+from dekag.codec.packed import PackedConv2d
 from dekag.errors import MismatchError
 from dekag.evaluation.models import ModelBank
 from dekag.generation.loading import autoencoder_hash, load_pipeline
@@ -80,14 +81,19 @@ def test_memory_counts_each_parameter_in_its_format(dummy_profile: Path, tmp_pat
 
 
 def bytes_of(*loaded: Any) -> int:
-    """Bytes of the weights of modules, each once, with those of layers that are fused with adapters."""
-    weights = {}
-    for root in loaded:
-        for module in root.modules():
-            stacked = getattr(module, "_stacked", None)
-            own = [*module.parameters(recurse=False), *(vars(stacked).values() if stacked else ())]
-            weights |= {id(each): each for each in own}
-    return sum(each.numel() * each.element_size() for each in weights.values())
+    """Bytes of the weights of modules, each once, with those that are packed or fused with adapters."""
+
+    def own(module: Any) -> list[torch.Tensor]:
+        if isinstance(module, PackedConv2d):
+            return [module.weight] if module.bias is None else [module.weight, module.bias]
+        fused = getattr(module, "_fused", None)
+        parts = vars(fused).values() if fused else ()
+        inner = [each for part in parts for each in ([part] if torch.is_tensor(part) else own(part))]
+        return [*module.parameters(recurse=False), *inner]
+
+    weights = {id(each): each for root in loaded for module in root.modules() for each in own(module)}
+    # oneDNN does not say what an element of its layout takes: it packs float32 alone
+    return sum(each.numel() * (4 if each.is_mkldnn else each.element_size()) for each in weights.values())
 
 
 def codecs_of(codecs: CodecCache) -> list[Any]:
