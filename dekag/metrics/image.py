@@ -34,6 +34,9 @@ class Metric(ABC):
     name: str
     smallest_side: int = 1
 
+    def check(self) -> None:  # noqa: B027  most metrics need nothing
+        """Raise a DekagError if the metric cannot score here; sweeps ask before they measure anything."""
+
     @abstractmethod
     def score(self, images: Pixels, references: Pixels) -> Scores:
         """(n,) float64: scores of `images` against their `references`, both (n, height, width, 3) uint8."""

@@ -17,6 +17,11 @@ from dekag.metrics.image import Metric, Pixels, Scores, as_numpy, as_torch, chec
 class _Downloaded(Metric):
     """A metric whose network torchvision downloads."""
 
+    def check(self) -> None:
+        """NotFoundError if the extra is not installed; whether weights can be downloaded, a score shows."""
+        if importlib.util.find_spec("torchvision") is None:
+            raise NotFoundError(f"{self.name} needs torchvision: pip install 'dekag[perceptual]'")
+
     def score(self, images: Pixels, references: Pixels) -> Scores:
         """(n,), 0 for identical images.
 
@@ -27,8 +32,7 @@ class _Downloaded(Metric):
         import torch
 
         check_side(images, self)
-        if importlib.util.find_spec("torchvision") is None:
-            raise NotFoundError(f"{self.name} needs torchvision: pip install 'dekag[perceptual]'")
+        self.check()
         try:
             with torch.inference_mode():
                 return as_numpy(self._distances(as_torch(images), as_torch(references)))

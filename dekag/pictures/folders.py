@@ -24,6 +24,10 @@ from dekag.generation.images import MAX_SIDE, UNREADABLE
 from dekag.pictures.files import FORMATS, MAX_PIXELS, Picture, read_picture
 
 METADATA = "metadata.jsonl"
+
+ROWS = "link.jsonl"
+"""What `dekag link` writes beside the pictures that it received; a subfolder with it holds no sources."""
+
 MAX_BYTES = 2**28
 """Size of a file that is read."""
 
@@ -173,13 +177,18 @@ def _in_folder(folder: Path) -> tuple[list[PictureFile], list[str]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder whose names do not begin with a dot, in the order of their paths."""
+    """All files below a folder, in the order of their paths.
+
+    Without names that begin with a dot, and without what an earlier `dekag link` received.
+    """
 
     def refuse(error: OSError) -> None:
         raise FileError(error.filename, f"cannot be read: {error.strerror}") from None
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not Path(parent, name, ROWS).is_file()
+        )
         yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 

@@ -116,7 +116,7 @@ def _usage_errors_in_one_line() -> Iterator[None]:
 def _one_line(error: Any) -> str:
     """`dekag key: Invalid value for '--days': ... (allowed: 31 to 3650)`."""
     command = error.ctx.command_path if error.ctx else "dekag"
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
     bounds = [getattr(getattr(error, "param", None), name, None) for name in ("min", "max")]
     if None not in bounds:
         message += f" (allowed: {bounds[0]} to {bounds[1]})"

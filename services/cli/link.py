@@ -23,6 +23,7 @@ from dekag.files import check_folder
 from dekag.link import LinkConditions
 from dekag.link.conditions import BUILT_IN_TRACES
 from dekag.pictures import PictureFile, find_pictures
+from dekag.pictures.folders import ROWS
 
 if TYPE_CHECKING:
     from dekag.generation.images import ImageFormat, Pixels
@@ -36,9 +37,6 @@ SEMANTIC = "semantic"
 
 PIXELS = "pixels"
 """Delivery by the profile's codec of pixels, without an autoencoder."""
-
-ROWS = "link.jsonl"
-"""The reports, one line for each picture and delivery, in the folder of the received pictures."""
 
 Row = dict[str, Any]
 _Sent = tuple[str, "ReceivedPicture"]
@@ -308,7 +306,10 @@ def _table(rows: Sequence[Row]) -> Table:
     """One line for each picture and delivery; for several pictures, their means."""
     scored = dict.fromkeys(name for row in rows for name in row["scores"])
     energy = ["energy"] * any("joules" in row for row in rows)
-    table = Table("picture", "delivery", "channel uses", "CBR", "PSNR", "limit", "SSIM", *scored, *energy)
+    numbers = ("channel\nuses", "CBR", "PSNR,\ndB", "limit,\ndB", "SSIM")  # narrow: terminals have 80 columns
+    table = Table("picture", "delivery", *numbers, *scored, *energy)
+    table.columns[0].overflow = "fold"  # names of batches differ at their ends
+    table.columns[1].no_wrap = True
     for column in table.columns[2:]:
         column.justify, column.no_wrap = "right", True
     for row in rows:
@@ -336,13 +337,20 @@ def _numbers(rows: Sequence[Row], scored: Iterable[str]) -> list[str]:
     joules = _mean([row.get("joules") for row in rows])
     return [
         f"{uses:,.0f}",
-        f"1/{1 / cbr:.1f}" if cbr else "-",
-        "lost" if psnr is None else f"{psnr:.2f} dB",
-        "-" if ceiling is None else f"{ceiling:.2f} dB",
+        _rate(cbr),
+        "lost" if psnr is None else f"{psnr:.2f}",
+        "-" if ceiling is None else f"{ceiling:.2f}",
         "-" if ssim is None else f"{ssim:.3f}",
         *("-" if score is None else f"{score:.4g}" for score in scores),
         *([] if joules is None else [f"{joules:.3g} J"]),
     ]
+
+
+def _rate(cbr: float | None) -> str:
+    """A rate as a fraction; as a number where a value takes more than one channel use."""
+    if not cbr:
+        return "-"
+    return f"{cbr:.1f}" if cbr > 1 else f"1/{1 / cbr:.1f}"
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

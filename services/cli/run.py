@@ -96,7 +96,21 @@ def _conditions(**values: Any) -> LinkConditions:
     except ValidationError as error:
         first = error.errors()[0]
         option = f"--{str(first['loc'][0]).replace('_', '-')}"
-        raise typer.BadParameter(first["msg"], param_hint=option) from None
+        problem = _bounds(str(first["loc"][0]), first["type"])
+        said = f"must be {problem}; got {first['input']}" if problem else first["msg"]
+        raise typer.BadParameter(said, param_hint=option) from None
+
+
+def _bounds(field: str, kind: str) -> str | None:
+    """What a condition may be, if this kind of error says only part of it."""
+    if kind == "string_pattern_mismatch":  # the name of a trace
+        return "1 to 64 lower-case letters, digits and hyphens"
+    ends: dict[str, float] = {}
+    for bound in LinkConditions.model_fields[field].metadata:
+        ends |= {name: getattr(bound, name) for name in ("ge", "le") if hasattr(bound, name)}
+    if len(ends) < 2 or kind not in ("greater_than_equal", "less_than_equal", "finite_number"):
+        return None
+    return f"a number from {ends['ge']:g} to {ends['le']:g}"
 
 
 def _rate(text: str) -> float | Literal["auto"]:

@@ -452,6 +452,19 @@ def test_the_folder_of_traces_is_an_option(
 
 
 @pytest.mark.usefixtures("plugging")
+def test_a_metric_whose_extra_is_missing_is_refused_before_anything_is_measured(
+    profile: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins.register(Lpips)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: pytest.fail("a point was measured"))
+    sent = {"pictures": str(pictures), "deliveries": ["pixels"], "metrics": ["lpips"]}
+    sweep = Sweep.model_validate({"name": "own", "profile": profile, "snr_db": [20], **sent})
+    with pytest.raises(NotFoundError, match=r"lpips needs torchvision: pip install 'dekag\[perceptual\]'"):
+        run(sweep, runs=tmp_path)
+
+
+@pytest.mark.usefixtures("plugging")
 def test_from_a_folder_to_curves_of_psnr_and_lpips_in_one_sweep(
     profile: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

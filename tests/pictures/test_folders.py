@@ -44,6 +44,18 @@ def test_pictures_are_found_by_their_contents_in_order(folder: Path) -> None:
     assert len(find_pictures(folder, count=1).pictures) == 1
 
 
+def test_what_dekag_link_received_is_left_out_of_its_sources(folder: Path) -> None:
+    received = folder / "link-out" / "semantic"
+    received.mkdir(parents=True)
+    (received / "b.png").write_bytes(to_png(noise()))
+    assert len(find_pictures(folder).pictures) == 3
+    (folder / "link-out" / "link.jsonl").write_text("{}\n")
+    found = find_pictures(folder)
+    assert [picture.name for picture in found.pictures] == ["b.png", "sub/a.txt"]
+    assert found.skipped == ("notes.png",)
+    assert [picture.name for picture in find_pictures(folder / "link-out").pictures] == ["semantic/b.png"]
+
+
 def test_metadata_gives_prompts(folder: Path) -> None:
     metadata(folder, {"file_name": "sub/a.txt", "text": "a cat", "other": 1}, {"file_name": "b.png"})
     assert [each.prompt for each in find_pictures(folder).pictures] == [None, "a cat"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dekag import plugins
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.sweeps.grid import DIGITAL, PIXELS, WORLD, EvaluationPoint, PictureSource, Sweep
@@ -16,14 +17,17 @@ JUDGED = ("clip", "dino", "consistency", "probe")
 
 
 def check_metrics(sweep: Sweep) -> None:
-    """Refuse the metric probe, if it was asked for, of a profile without a probe.
+    """Refuse plug-ins that cannot score here, and the metric probe, if it was asked for, without a probe.
 
-    As one of the usual metrics, it only has no values then.
+    As one of the usual metrics, probe only has no values then.
 
     Raises:
         InvalidInputError: names the field of the sweep.
-        NotFoundError: there is no such profile.
+        NotFoundError: there is no such profile, or a plug-in lacks something.
     """
+    for name, metric in plugins.plugged_in("metric").items():
+        if name in sweep.metrics:
+            metric.check()
     if "probe" not in sweep.metrics or "metrics" not in sweep.model_fields_set:
         return
     scorer = load_profile(sweep.profile).scorer

@@ -80,6 +80,29 @@ def test_names_of_pictures_are_shown_as_they_are(
     assert str(tmp_path / "out [3]") in done.output
 
 
+def test_80_columns_show_names_and_deliveries_in_full(
+    tmp_path: Path, dummy_profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    path = tmp_path / "a-rather-long-name-of-a-picture.png"
+    Image.new("RGB", (64, 64), "teal").save(path)
+    every = [word for name in ("semantic-unaligned", "conventional") for word in ("--delivery", name)]
+    done = link(path, "--profile", dummy_profile, "--output", tmp_path / "out", *every)
+    assert done.exit_code == 0, done.output
+    cells = [line.split("│")[1:3] for line in done.output.splitlines() if line.startswith("│")]
+    assert "".join(name.strip() for name, _ in cells) == path.name * 2
+    assert "".join(delivery.strip() for _, delivery in cells) == "semantic-unalignedconventional"
+
+
+def test_a_rate_above_one_is_no_fraction(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), "teal").save(tmp_path / "a.png")
+    done = link(tmp_path / "a.png", "--output", tmp_path / "out", "--delivery", "conventional")
+    assert done.exit_code == 0, done.output
+    (row,) = rows(tmp_path / "out")
+    assert row["cbr"] > 10
+    assert f" {row['cbr']:.1f} │" in done.output
+
+
 def test_pixels_are_sent_without_the_autoencoder(folder: Path, tmp_path: Path, dummy_profile: Path) -> None:
     words = (
         "--profile",
@@ -179,7 +202,13 @@ def test_earlier_results_are_kept_unless_forced(folder: Path, tmp_path: Path, du
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--snr-db", "99"], "--snr-db"),
+        (["--snr-db", "99"], "--snr-db: must be a number from -20 to 40; got 99"),
+        (["--snr-db", "nan"], "--snr-db: must be a number from -20 to 40; got nan"),
+        (["--csi", "maybe"], "'--csi': 'maybe' is not one of 'perfect', 'pilots', 'none'"),
+        (
+            ["--fading", "trace", "--trace", "My_Walk"],
+            "--trace: must be 1 to 64 lower-case letters, digits and",
+        ),
         (["--cbr", "auto"], "--target-psnr-db"),
         (["--cbr", "1/96", "--target-psnr-db", "20"], "--target-psnr-db"),
         (["--cbr", "0"], "cbr must be above 0"),
