@@ -115,7 +115,7 @@ def run_link(
     with err.status("loading the models"):
         links = _links(options)
     rows: list[Row] = []
-    failed = 0
+    failed, names = 0, _received_names(folder.pictures)
     meter = EnergyMeter(powercap)
     output.mkdir(parents=True, exist_ok=True)
     with (output / ROWS).open("w") as file:
@@ -134,7 +134,7 @@ def run_link(
                 row = {
                     **_row(each, delivery, received, limit_db if delivery.startswith(SEMANTIC) else None),
                     **energy,
-                    **_saved(each, delivery, received, output),
+                    **_saved(names[each.name], delivery, received, output),
                 }
                 file.write(json.dumps(row) + "\n")
                 rows.append(row)
@@ -283,11 +283,23 @@ def _score(metric: Metric, pixels: Pixels, sent: Pixels) -> float:
         return math.nan
 
 
-def _saved(file: PictureFile, delivery: str, received: ReceivedPicture, output: Path) -> Row:
-    """Where the received picture was written."""
+def _received_names(pictures: Iterable[PictureFile]) -> dict[str, str]:
+    """What the received picture of each is called, a PNG: no two alike."""
+    sent = [each.name for each in pictures]
+    names = {name: name for name in sent if name.lower().endswith(".png")}
+    for name in sent:
+        if name not in names:
+            received = f"{name}.png"
+            while received in names.values():
+                received += ".png"
+            names[name] = received
+    return names
+
+
+def _saved(name: str, delivery: str, received: ReceivedPicture, output: Path) -> Row:
+    """Where the received picture was written, under that name."""
     if received.pixels is None:
         return {"received": None}
-    name = file.name if file.name.lower().endswith(".png") else f"{file.name}.png"
     path = output / delivery / name
     path.parent.mkdir(parents=True, exist_ok=True)
     received.save(path)

@@ -364,6 +364,14 @@ def link(
     if (rate == "auto") != (target_psnr_db is not None):
         problem = "is required with --cbr auto" if rate == "auto" else "requires --cbr auto"
         raise typer.BadParameter(problem, param_hint="--target-psnr-db")
+    latent = [name for name in deliveries if name.startswith("semantic")]
+    for option, unused, needed in (
+        ("--restoration", restoration != "none" and "semantic" not in deliveries, "semantic"),
+        ("--prompt", prompt is not None and not latent, "semantic or semantic-unaligned"),
+        ("--image-format", image_format != "webp" and "conventional" not in deliveries, "conventional"),
+    ):
+        if unused:
+            raise typer.BadParameter(f"requires --delivery {needed}", param_hint=option)
     for name in ("semantic-unaligned", "pixels"):
         if rate == "auto" and name in deliveries:
             raise typer.BadParameter(f"auto needs the adapters, which {name} lacks", param_hint="--cbr")

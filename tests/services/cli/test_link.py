@@ -94,6 +94,18 @@ def test_80_columns_show_names_and_deliveries_in_full(
     assert "".join(delivery.strip() for _, delivery in cells) == "semantic-unalignedconventional"
 
 
+def test_received_pictures_never_replace_each_other(tmp_path: Path) -> None:
+    names = ("a.jpg", "a.jpg.png", "a.jpg.png.png")
+    (tmp_path / "photos").mkdir()
+    for side, name in zip((16, 24, 32), names, strict=True):
+        Image.new("RGB", (side, side), "teal").save(tmp_path / "photos" / name)
+    done = link(tmp_path / "photos", "--output", tmp_path / "out", "--delivery", "conventional")
+    assert done.exit_code == 0, done.output
+    for row in rows(tmp_path / "out"):
+        with Image.open(row["received"]) as image:
+            assert image.size == (row["width"], row["height"]), row["picture"]
+
+
 def test_a_rate_above_one_is_no_fraction(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), "teal").save(tmp_path / "a.png")
     done = link(tmp_path / "a.png", "--output", tmp_path / "out", "--delivery", "conventional")
@@ -223,6 +235,9 @@ def test_earlier_results_are_kept_unless_forced(folder: Path, tmp_path: Path, du
         (["--traces", "."], "must be left out unless --fading is trace"),
         (["--fading", "trace", "--trace", "a", "--traces", "nowhere"], "nowhere cannot be read"),
         (["--count", "0"], "--count"),
+        (["--delivery", "pixels", "--restoration", "denoiser"], "requires --delivery semantic"),
+        (["--delivery", "semantic", "--image-format", "avif"], "requires --delivery conventional"),
+        (["--delivery", "conventional", "--prompt", "a fox"], "requires --delivery semantic or"),
     ],
 )
 def test_options_out_of_range_are_named(
