@@ -112,13 +112,11 @@ def load_values(results: Path) -> Mapping[str, str]:
 
 
 def _traffic_values(config: Mapping[str, Any]) -> dict[str, str]:
-    as_sent, containers = config["savings"], config["containers"]
+    as_sent = config["savings"]
     found = {f"load_test_{name}": str(config["load_test"][name]) for name in ("users", "shape")}
     found["compared_with_conventional"] = str(as_sent["questions"])
     for what in ("backhaul_bytes", "channel_uses"):
         found[f"saved_{what}"] = f"{as_sent[what].get('saved_percent', 0):.1f} %"
-    if "counters_bytes" in containers:
-        found |= {name: f"{containers[name]:,}" for name in ("counters_bytes", "interceptors_bytes")}
     ours = config["backhaul"]["bytes"]
     for what, score in (
         ("sent_consistency", (config["backhaul"].get("consistency") or {}).get("mean")),
