@@ -23,7 +23,7 @@ from torch import nn
 
 from dekag import plugins
 from dekag.api.limits import PIXEL_CODEC_STEP, PIXEL_CODEC_TILE
-from dekag.arguments import check_sides, described
+from dekag.arguments import check_each, check_sides, described
 from dekag.cala.conditions import rate_and_snr_db
 from dekag.cala.rate import QualityModel
 from dekag.cala.restoration import RestorationTable
@@ -148,8 +148,7 @@ class PixelModules(nn.Module, ABC):
         if latents.ndim != 4 or latents.shape[1] != 3 or not len(latents):
             raise InvalidInputError("latents", "(batch, 3, h, w), at least 1 tile", described(latents))
         check_sides(latents.shape[2], latents.shape[3], self.step, self.tile, field="latents")
-        if len(channel_uses) != len(latents) or len(condition) != len(latents):
-            raise InvalidInputError("channel_uses and condition", f"{len(latents)} each", len(channel_uses))
+        check_each(len(latents), "tiles", channel_uses=channel_uses, condition=condition)
         counts = self._counts((3, latents.shape[2], latents.shape[3]))
         for count in channel_uses:
             if count not in counts:

@@ -83,7 +83,8 @@ class TrainingMachine(BaseModel):
         ge=0,
         le=MOST,
         description="Upper limit of latents that the edge's denoiser reads at once in a training step: less "
-        "memory, the same result up to rounding. 0: the whole batch.",
+        "memory, the same result up to rounding. 0: the whole batch, or a part in each of "
+        "`DEKAG_DISTILL_THREADS`.",
     )
     gradient_checkpointing: bool = Field(
         False,

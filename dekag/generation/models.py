@@ -276,8 +276,11 @@ class Generator:
     def twin(self) -> Self:
         """A generator of the same models, which need no further memory, that may draw in another thread.
 
-        Only one that keeps its text encoder in memory, on one device, has a twin.
+        Raises:
+            MismatchError: its text encoder does not stay in memory.
         """
+        if self.reader.encoder is None:
+            raise MismatchError("a generator whose text encoder does not stay in memory has no twin")
         other = copy.copy(self)
         other.pipeline = copy.copy(self.pipeline)
         for state in ("scheduler", "tokenizer"):  # what drawing changes

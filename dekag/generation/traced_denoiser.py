@@ -21,7 +21,7 @@ from dekag.generation.placement import device_and_dtype
 
 _OTHER_INPUTS = ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 MAX_PARAMETERS = 50_000_000
-"""A larger denoiser spends its time within its operations."""
+"""A larger model spends its time within its operations."""
 
 
 def worth_tracing(denoiser: Any) -> bool:
@@ -66,6 +66,7 @@ class TracedDenoiser:
     def __init__(self, denoiser: UNet2DConditionModel, *, training: bool = False) -> None:
         self._denoiser, self._plain, self._training = denoiser, denoiser.forward, training
         self._lock, self._users = threading.Lock(), 0
+        self._before: Any = None
         self._unit = 2 ** int(denoiser.num_upsamplers)
         self._states_width: int = denoiser.config.cross_attention_dim
         # gradients cannot be computed through tensors that were made in inference mode
@@ -82,15 +83,19 @@ class TracedDenoiser:
     def in_use(self) -> Iterator[None]:
         """Inside the context, a call of the denoiser runs the trace; several threads may be inside."""
         with self._lock:
+            if not self._users:
+                self._before = vars(self._denoiser).get("forward")  # another trace of the same denoiser
+                self._denoiser.forward = self._forward
             self._users += 1
-            self._denoiser.forward = self._forward
         try:
             yield
         finally:
             with self._lock:
                 self._users -= 1
-                if not self._users:
+                if not self._users and self._before is None:
                     del self._denoiser.forward
+                elif not self._users:
+                    self._denoiser.forward = self._before
 
     def _forward(
         self,

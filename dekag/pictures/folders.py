@@ -105,7 +105,7 @@ class PictureFolder:
         if not self.skipped:
             return ""
         names = ", ".join(self.skipped[:5]) + (" ..." if len(self.skipped) > 5 else "")
-        return f"Skipped, as they are no pictures ({len(self.skipped)}): {names}"
+        return f"Skipped, as they are no pictures, or results of dekag link ({len(self.skipped)}): {names}"
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of all names, prompts and contents."""
@@ -166,7 +166,9 @@ def _in_folder(folder: Path) -> tuple[list[PictureFile], list[str]]:
     found, skipped = [], []
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()
-        if path.name == METADATA:
+        if path.is_dir():
+            skipped.append(f"{name}/")
+        elif path.name == METADATA:
             if path.parent != folder:
                 prompts |= dict(_metadata(path.parent, folder))
         elif _is_picture(path):
@@ -177,18 +179,19 @@ def _in_folder(folder: Path) -> tuple[list[PictureFile], list[str]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder, in the order of their paths.
+    """All files below a folder, without names that begin with a dot.
 
-    Without names that begin with a dot, and without what an earlier `dekag link` received.
+    Of subfolders into which an earlier `dekag link` wrote, the subfolder alone.
     """
 
     def refuse(error: OSError) -> None:
         raise FileError(error.filename, f"cannot be read: {error.strerror}") from None
 
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(
-            name for name in folders if not name.startswith(".") and not Path(parent, name, ROWS).is_file()
-        )
+        shown = sorted(name for name in folders if not name.startswith("."))
+        written = [name for name in shown if Path(parent, name, ROWS).is_file()]
+        folders[:] = [name for name in shown if name not in written]
+        yield from (Path(parent, name) for name in written)
         yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 

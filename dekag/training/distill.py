@@ -26,6 +26,7 @@ from diffusers import DDPMScheduler
 from peft import LoraConfig
 from torch import nn
 
+from dekag.console import library_log
 from dekag.errors import MismatchError
 from dekag.generation import autoencoder
 from dekag.generation.facts import GeneratorFacts
@@ -34,7 +35,7 @@ from dekag.generation.models import PIXELS_AT_ONCE, Generator, by_group
 from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import GenerationRequest
-from dekag.generation.traced_denoiser import TracedDenoiser, worth_tracing
+from dekag.generation.traced_denoiser import MAX_PARAMETERS, TracedDenoiser, worth_tracing
 from dekag.generation.trajectories import Trajectories, TrajectoryFile, check_generators
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
@@ -74,7 +75,8 @@ EMA_DECAY = 0.98
 SAVE_EVERY_S = 10.0
 ENCODED_PIXELS = 2**18  # pixels that the autoencoder encodes at once
 DRAWN_AT_ONCE = 8
-WORTH_A_TRACE = 50  # images or steps; a trace takes as long as ten
+WORTH_A_TRACE = 50  # images; a trace takes as long as ten
+WORTH_A_TRAINING_TRACE = 100  # steps; a trace takes as long as ten, and its memory is not freed
 SCORED = 8  # held-out prompts used for the scores and the samples
 SAMPLES, PREVIEW = "samples.png", "preview.png"
 IMAGES = "images"  # folder of the cloud's images
@@ -149,7 +151,7 @@ def draw_images(
         cloud.trace()
     parts = [known[start : start + at_once] for start in range(0, len(known), at_once)]
     drawn = read = done = 0
-    with side_by_side(torch.get_num_threads() if cloud.small and missing else 1) as crew:
+    with side_by_side(_threads_to_draw(cloud, parts, missing, at_once)) as crew:
         idle = SimpleQueue[Generator]()
         for number in range(crew.threads):
             idle.put(cloud if number == 0 else cloud.twin())
@@ -160,19 +162,30 @@ def draw_images(
                 raise Stopped
             if new := [each for each in part if each in missing]:
                 own = idle.get()
-                if drawn + len(new) > read:
-                    read = drawn + own.reader.prepare([each.prompt for each in missing[drawn:]])
-                drawn += len(new)
                 try:
+                    if crew.threads == 1 and drawn + len(new) > read:
+                        read = drawn + own.reader.prepare([each.prompt for each in missing[drawn:]])
                     _draw(own, new, trajectories)
                 finally:
                     idle.put(own)
+                drawn += len(new)
             return len(part)
 
         for count in crew.map(draw, parts):
             done += count
             on_progress(done)
     return _read(known)
+
+
+def _threads_to_draw(
+    cloud: Generator, parts: Sequence[Sequence[_Wanted]], missing: Sequence[_Wanted], at_once: int
+) -> int:
+    """How many batches are drawn at a time: as many as there are threads, work and memory for."""
+    if not cloud.small or cloud.reader.encoder is None:
+        return 1
+    work = sum(any(each in missing for each in part) for part in parts)
+    room = PIXELS_AT_ONCE // (at_once * cloud.size**2)
+    return max(1, min(torch.get_num_threads(), work, room))
 
 
 def kept_images(
@@ -433,7 +446,8 @@ def traced(unet: Any, wanted: bool) -> Iterator[None]:
     """Inside the context, the denoiser is trained through a trace if `wanted`, and if it has one."""
     try:
         trace = TracedDenoiser(unet, training=True) if wanted else None
-    except ValueError:  # it is trained without
+    except (ValueError, RuntimeError) as error:  # it is trained without
+        library_log().warning("the denoiser is not traced", reason=str(error))
         trace = None
     with nullcontext() if trace is None else trace.in_use():
         yield
@@ -558,7 +572,8 @@ def train(
     tokens = config.tokens if config.has_metaword else 0
     rows = config.tokens + len(words)
     width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
-    small = worth_tracing(pipeline.unet)
+    encoder_numbers = sum(each.numel() for each in pipeline.text_encoder.parameters())
+    small = worth_tracing(pipeline.unet) and encoder_numbers <= MAX_PARAMETERS
     with (
         trainable(pipeline, config, rows * width, None if start is None else start.lora) as (unet, weights),
         side_by_side(torch.get_num_threads() if small and micro_batch is None else 1) as crew,
@@ -642,9 +657,18 @@ def train(
             noised = learnt.drawn(pick, loss, generator)
             of_part = loss_of([topic.prompts[i] for i in pick.tolist()], dropped.tolist(), noised)
 
+            if crew.threads == 1:
+                losses = []
+                for part in parts_of(config.batch):
+                    value = of_part(part)
+                    if value.requires_grad:  # else the metaword alone is trained, and no prompt here has it
+                        value.backward()
+                    losses.append(value.detach())
+                return {"loss": torch.stack(losses).sum()}
+
             def gradients(part: slice) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
                 value = of_part(part)
-                if not value.requires_grad:  # the metaword alone is trained, and no prompt here has it
+                if not value.requires_grad:
                     return value, [None] * len(trained)
                 return value.detach(), torch.autograd.grad(value, trained, allow_unused=True)
 
@@ -687,8 +711,9 @@ def train(
             )  # also when it is stopped here: this step does not come again
             return goes_on and not stopped
 
-        # Python's lock lets several threads compute at once only inside a trace
-        pays = crew.threads > 1 and config.steps >= WORTH_A_TRACE and not gradient_checkpointing
+        # outside a trace, threads wait for each other between operations, for Python's lock
+        left = 0 if stopping.over else config.steps - run.step
+        pays = crew.threads > 1 and left >= WORTH_A_TRAINING_TRACE and not gradient_checkpointing
         with checkpointed(unet, gradient_checkpointing), traced(unet, pays):
             run.run(
                 step,
@@ -697,6 +722,7 @@ def train(
                 save_every_s=SAVE_EVERY_S,
                 on_step=on_step,
                 show=False,
+                has_gradients=True,
             )
         if stopped:
             raise Stopped

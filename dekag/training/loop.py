@@ -96,12 +96,12 @@ class TrainingRun(Generic[Model]):
         on_save: Callable[[int], None] | None = None,
         on_step: Callable[[int, Mapping[str, float]], bool] | None = None,
         show: bool = True,
+        has_gradients: bool = False,
     ) -> None:
         """Train until `total_steps`; `step_function` returns named losses, of which "loss" is minimised.
 
         Args:
-            step_function: called with the number of the step and its random generator; if its loss needs no
-                gradient, it has left the gradients in the parameters.
+            step_function: called with the number of the step and its random generator.
             total_steps: number of steps at which the run ends.
             max_grad_norm: gradients are clipped to this norm.
             warmup_steps: steps over which the learning rate rises.
@@ -111,6 +111,7 @@ class TrainingRun(Generic[Model]):
             on_step: called after every step with the number of steps done and the smoothed losses; if it
                 returns False, training writes a checkpoint and ends.
             show: show a progress bar.
+            has_gradients: the step function leaves the gradients in the parameters itself.
         """
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.model.train()
@@ -129,7 +130,7 @@ class TrainingRun(Generic[Model]):
                     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                         group["lr"] = peak * factor
                 losses = step_function(self.step, step_generator(self.seed, self.step))
-                if losses["loss"].requires_grad:
+                if not has_gradients:
                     losses["loss"].backward()
                 nn.utils.clip_grad_norm_(parameters, max_grad_norm)
                 for optimizer in self.optimizers:

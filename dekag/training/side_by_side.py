@@ -45,11 +45,15 @@ class SideBySide:
 
 @contextmanager
 def side_by_side(threads: int) -> Iterator[SideBySide]:
-    """A `SideBySide` whose threads end with the context."""
+    """A `SideBySide` whose threads end with the context.
+
+    Inside, other threads that use PyTorch for the first time compute with one thread.
+    """
     before = torch.get_num_threads()
     crew = SideBySide(threads)
     try:
         yield crew
     finally:
         crew.close()
-        torch.set_num_threads(before)  # a thread that sets its own number also sets that of later threads
+        if threads > 1:
+            torch.set_num_threads(before)  # a thread that sets its own number also sets that of later ones

@@ -287,11 +287,13 @@ def _received_names(pictures: Iterable[PictureFile]) -> dict[str, str]:
     """What the received picture of each is called, a PNG: no two alike."""
     sent = [each.name for each in pictures]
     names = {name: name for name in sent if name.lower().endswith(".png")}
+    taken = set(names)
     for name in sent:
         if name not in names:
             received = f"{name}.png"
-            while received in names.values():
+            while received in taken:
                 received += ".png"
+            taken.add(received)
             names[name] = received
     return names
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,16 @@ def test_a_text_encoder_on_demand_reads_alike_and_leaves(
     assert loaded == ["text_encoder"] * 2
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """PyTorch's number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_as_many_prompts_are_read_in_advance_as_are_kept(
     profile: Profile, monkeypatch: pytest.MonkeyPatch, loaded: list[str], tmp_path: Path
 ) -> None:
@@ -209,6 +220,8 @@ def test_as_many_prompts_are_read_in_advance_as_are_kept(
     assert kept.reader.prepare(prompts) == 8
     assert (pixels == draw_images(kept, prompts, range(8), tmp_path / "kept")).all()
     away.reader.prepare([])
+    with pytest.raises(MismatchError, match="has no twin"):
+        away.twin()
 
 
 def test_float32_is_float32_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,11 +164,14 @@ def test_training_through_a_trace_gives_the_same_gradients(plain: Generator) -> 
 
 def test_a_trace_is_in_use_until_its_last_user_leaves(plain: Generator) -> None:
     unet = copy.deepcopy(plain.pipeline.unet)
-    trace = TracedDenoiser(unet)
+    trace, other = TracedDenoiser(unet), TracedDenoiser(unet)
     with trace.in_use():
         with trace.in_use():
             pass
-        assert "forward" in vars(unet)
+        first = vars(unet)["forward"]
+        with other.in_use():
+            assert vars(unet)["forward"] != first
+        assert vars(unet)["forward"] == first
     assert "forward" not in vars(unet)
 
 
@@ -181,8 +184,9 @@ def test_twins_draw_in_two_threads_what_one_generator_draws(traced: Generator) -
         return [generator.latents(*each) for each in zip(prompts, seeds, strict=True)]
 
     with ThreadPoolExecutor(2) as pool:
-        for found in pool.map(draw, [traced, other] * 3):
-            assert all(map(torch.equal, found, expected))
+        for _ in range(3):
+            for found in pool.map(draw, [traced, other]):
+                assert all(map(torch.equal, found, expected))
 
 
 def test_a_trace_that_computes_something_else_is_refused(plain: Generator) -> None:

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import nn
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.images import from_bytes, png_note, to_png
 from dekag.generation.models import Generator
+from dekag.generation.prompts import PromptReader
 from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig, Method
@@ -26,6 +28,7 @@ from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.profile import Profile, load_profile
 from dekag.stickers import TOPICS
+from dekag.training import distill as distill_module
 from dekag.training.diffusion import NOISE_SCHEDULE
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.distill import (
@@ -283,6 +286,36 @@ def test_two_threads_take_a_part_of_a_batch_each(
         torch.testing.assert_close(halved.lora[name], factor, rtol=1e-2, atol=2e-3)
 
 
+def test_a_long_training_in_two_threads_runs_in_a_trace(
+    cloud: Generator,
+    edge: Generator,
+    tmp_path: Path,
+    neon: Distilled,
+    two_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distill_module, "WORTH_A_TRAINING_TRACE", 1)
+    in_python: list[bool] = []
+    edge.pipeline.unet.conv_in.register_forward_hook(lambda *_: in_python.append(torch.is_grad_enabled()))
+    stop = False
+
+    def half(done: Progress) -> None:
+        nonlocal stop
+        stop = done.stage == "train" and done.done == TINY.steps // 2
+
+    topic = prompts_of("neon")
+    with pytest.raises(Stopped):
+        distill(cloud, edge, topic, TINY, tmp_path, on_progress=half, should_stop=lambda: stop, previews=2)
+    stop = False
+    update = distill(cloud, edge, topic, TINY, tmp_path, previews=2)
+    assert in_python, "images, traces and previews are drawn in Python"
+    assert not any(in_python)
+    assert "forward" not in vars(edge.pipeline.unet)
+    torch.testing.assert_close(update.metaword, neon.update.metaword, rtol=1e-2, atol=2e-3)
+    for name, factor in neon.update.lora.items():
+        torch.testing.assert_close(update.lora[name], factor, rtol=1e-2, atol=2e-3)
+
+
 def test_two_threads_draw_the_images_of_one(edge: Generator, tmp_path: Path, two_threads: None) -> None:
     prompts, seeds, done = [f"{count} boats" for count in range(10)], range(10), list[int]()
     threads: set[int] = set()
@@ -294,15 +327,27 @@ def test_two_threads_draw_the_images_of_one(edge: Generator, tmp_path: Path, two
     assert (draw_images(edge, prompts, seeds, tmp_path / "one", at_once=2) == both).all()
 
     torch.set_num_threads(2)
+    threads.clear()
     with pytest.raises(Stopped):
         draw_images(edge, prompts, seeds, tmp_path / "stopped", should_stop=lambda: bool(threads))
+    assert 0 < len(list((tmp_path / "stopped").glob("*.png"))) < 10
+    assert (draw_images(edge, prompts, seeds, tmp_path / "stopped") == both).mean() > 0.99
 
 
 def test_a_part_without_a_prompt_teaches_a_metaword_nothing(
-    cloud: Generator, edge: Generator, tmp_path: Path, two_threads: None
+    cloud: Generator, edge: Generator, tmp_path: Path, two_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(TINY, method="metaword", batch=2, prompt_dropout=0.9, steps=6)
+    seen: list[bool] = []
+    reads = distill_module.encode_prompts
+
+    def noted(reader: PromptReader, prompts: Any, vectors: torch.Tensor) -> Any:
+        seen.append(any(window.rows for windows in prompts for window in windows))
+        return reads(reader, prompts, vectors)
+
+    monkeypatch.setattr(distill_module, "encode_prompts", noted)
     update = distill(cloud, edge, prompts_of("neon", config), config, tmp_path)
+    assert not all(seen), "no part was without a prompt"
     assert bool(update.metaword.isfinite().all())
 
 

@@ -52,7 +52,7 @@ def test_what_dekag_link_received_is_left_out_of_its_sources(folder: Path) -> No
     (folder / "link-out" / "link.jsonl").write_text("{}\n")
     found = find_pictures(folder)
     assert [picture.name for picture in found.pictures] == ["b.png", "sub/a.txt"]
-    assert found.skipped == ("notes.png",)
+    assert found.skipped == ("link-out/", "notes.png")
     assert [picture.name for picture in find_pictures(folder / "link-out").pictures] == ["semantic/b.png"]
 
 

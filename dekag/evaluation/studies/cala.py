@@ -121,7 +121,7 @@ PROMPTS = ("right", "withheld", "foreign", "wrong")  # "right" is an image's own
 PROMPT_CHANNELS = ("awgn", "rayleigh-1us")
 SHOWN_CHANNEL = "rayleigh-1us"
 SHOWN_METHODS = (*REFERENCES, "lora", "cala", "fine-tune")
-VERSION = 2  # raised when the code changes what a block comes out as
+VERSION = 2  # raised when the code changes what a block comes out as, by more than rounding
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ SETTINGS = tuple(itertools.product(range(0, 101, 2), SCALES))
 CURVE_SNR_DB = 10.0
 STRIP_CELLS = ((1 / 24, 10.0), (1 / 96, 0.0))
 STRIP_PHOTOS = ("coffee", "astronaut", "china")
-VERSION = 1  # raised when the code changes what a ladder or a received photograph comes out as
+VERSION = 1  # raised when the code changes a ladder or a received photograph by more than rounding
 
 _GREY = 128
 _UNLIKELY = 0.01  # loss of a codeword at which a scheme counts as usable in the arithmetic

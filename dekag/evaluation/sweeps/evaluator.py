@@ -74,7 +74,7 @@ from dekag.stickers import TOPICS
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]
-VERSION = 1  # raised when the code changes what a point comes out as
+VERSION = 1  # raised when the code changes what a point comes out as, by more than rounding
 ROLES: tuple[Role, ...] = ("cloud", "edge")
 _MANY = 10  # pictures of a point, from which on their progress is shown
 
