@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from dekag.api.limits import PIXEL_CODEC_STEP as STEP
 from dekag.api.limits import PIXEL_CODEC_TILE
-from dekag.arguments import check_sides, described
+from dekag.arguments import check_each, check_sides, described
 from dekag.cala.conditions import CONDITION_FEATURES, RATE_CENTRES
 from dekag.codec.batch_invariance import Conv2d
 from dekag.codec.constellation import padded_unit_power, quantize_to_qam, to_maps, to_symbols, unit_power
@@ -252,8 +252,7 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
             InvalidInputError: names the argument with an invalid shape or range.
         """
         check_modulation(modulation)
-        if len(channel_uses) != len(latents) or len(condition) != len(latents):
-            raise InvalidInputError("channel_uses and condition", f"{len(latents)} each", len(channel_uses))
+        check_each(len(latents), "pictures", channel_uses=channel_uses, condition=condition)
         rows = []
         for picture, count, known in zip(latents.split(1), channel_uses, condition.split(1), strict=True):
             rows.append(as_sent(self.features(picture, [count], known), modulation, max(channel_uses)))

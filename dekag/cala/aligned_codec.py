@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch.nn import functional as F
 
+from dekag.arguments import check_each
 from dekag.artifacts import UNREADABLE
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.conditions import CONDITION_FEATURES, rate_and_snr_db
@@ -117,8 +118,7 @@ class AlignedCodec:
         Raises:
             InvalidInputError: names the argument with an invalid shape or range.
         """
-        if len(channel_uses) != len(latents) or len(condition) != len(latents):
-            raise InvalidInputError("channel_uses and condition", f"{len(latents)} each", len(channel_uses))
+        check_each(len(latents), "latents", channel_uses=channel_uses, condition=condition)
         shape = (latents.shape[1], latents.shape[2], latents.shape[3])
         most = max(channel_uses, default=0)
         parts = [

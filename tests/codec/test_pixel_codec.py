@@ -96,7 +96,7 @@ def test_bad_arguments_are_named() -> None:
         codec.encode(pictures()[..., :30], [4], conditions(10))
     with pytest.raises(InvalidInputError, match="modulation must be one of qam4"):
         codec.encode(pictures(), [4], conditions(10), modulation="psk")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="1 each"):
+    with pytest.raises(InvalidInputError, match="channel_uses must be one for each of 1 pictures"):
         codec.encode(pictures(), [4, 4], conditions(10))
 
 

@@ -392,8 +392,8 @@ def test_a_number_of_symbols_that_the_modules_do_not_have_is_named() -> None:
         match=r"^channel_uses must be one of 64 for this size and the codec of pixels broken; ",
     ):
         codec.encode(tiles, [64, 63], known)
-    for uses, condition in (([64], known), ([64, 64], known[:1])):
-        with pytest.raises(InvalidInputError, match=r"^channel_uses must be one for each of 2 tiles"):
+    for name, uses, condition in (("channel_uses", [64], known), ("condition", [64, 64], known[:1])):
+        with pytest.raises(InvalidInputError, match=rf"^{name} must be one for each of 2 tiles"):
             codec.encode(tiles, uses, condition)
     with pytest.raises(InvalidInputError, match=r"^latents must be \(batch, 3, h, w\)"):
         codec.encode(tiles[0], [64, 64], known)
