@@ -174,7 +174,7 @@ class Packed:
     Attributes:
         base: the base layer.
         down: of A, (in, rank).
-        taps: of A, with the offset.
+        taps: of A, a kernel for each component, with the offset (rank,).
         up: s B of the components that are convolutions, (rank, out).
     """
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dekag.console import library_log
 from dekag.errors import DeadlineError, MismatchError
 from dekag.generation import loading, placement
 from dekag.generation.autoencoder import decode, encode
@@ -22,7 +21,7 @@ from dekag.generation.machine import machine_placement
 from dekag.generation.placement import Placement
 from dekag.generation.profile import GeneratorProfile, HasGenerators, Role
 from dekag.generation.prompts import PromptReader
-from dekag.generation.traced_denoiser import TracedDenoiser, worth_tracing
+from dekag.generation.traced_denoiser import TracedDenoiser, traced_if_possible, worth_tracing
 from dekag.generation.trajectories import Trajectories, of_steps, recorded
 from dekag.numerics import check_finite
 
@@ -268,10 +267,7 @@ class Generator:
         """
         if self._traced is not None or not self.small:
             return
-        try:
-            self._traced = TracedDenoiser(self._denoiser)
-        except ValueError as error:  # it works without
-            library_log().warning("the denoiser is not traced", reason=str(error))
+        self._traced = traced_if_possible(self._denoiser)
 
     def twin(self) -> Self:
         """A generator of the same models, which need no further memory, that may draw in another thread.

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 
+from dekag.console import library_log
 from dekag.generation.placement import device_and_dtype
 
 _OTHER_INPUTS = ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
@@ -40,6 +41,15 @@ def worth_tracing(denoiser: Any) -> bool:
         return False
     numbers = sum(each.numel() for each in denoiser.parameters())
     return numbers <= MAX_PARAMETERS and device_and_dtype(denoiser) == (torch.device("cpu"), torch.float32)
+
+
+def traced_if_possible(denoiser: Any, *, training: bool = False) -> TracedDenoiser | None:
+    """The trace of a denoiser; None, and a warning in the log, if it has none: it computes without."""
+    try:
+        return TracedDenoiser(denoiser, training=training)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: PyTorch cannot trace its code
+        library_log().warning("the denoiser is not traced", reason=str(error))
+        return None
 
 
 class TracedDenoiser:

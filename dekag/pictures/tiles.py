@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dekag.api.limits import PIXEL_STEP
+from dekag.arguments import described
 from dekag.errors import InvalidInputError
 from dekag.generation.images import Pixels
 
@@ -108,8 +109,7 @@ class Tiling:
     @staticmethod
     def _check(field: str, pixels: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> None:
         if np.shape(pixels) != shape or pixels.dtype != np.uint8:
-            got = f"{np.shape(pixels)} {getattr(pixels, 'dtype', type(pixels).__name__)}"
-            raise InvalidInputError(field, f"{shape} uint8", got)
+            raise InvalidInputError(field, f"{shape} uint8", described(pixels))
 
     def __str__(self) -> str:
         """In a few words, for people."""

@@ -26,7 +26,6 @@ from diffusers import DDPMScheduler
 from peft import LoraConfig
 from torch import nn
 
-from dekag.console import library_log
 from dekag.errors import MismatchError
 from dekag.generation import autoencoder
 from dekag.generation.facts import GeneratorFacts
@@ -35,7 +34,7 @@ from dekag.generation.models import PIXELS_AT_ONCE, Generator, by_group
 from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import GenerationRequest
-from dekag.generation.traced_denoiser import MAX_PARAMETERS, TracedDenoiser, worth_tracing
+from dekag.generation.traced_denoiser import MAX_PARAMETERS, traced_if_possible, worth_tracing
 from dekag.generation.trajectories import Trajectories, TrajectoryFile, check_generators
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
@@ -444,11 +443,7 @@ def checkpointed(unet: Any, wanted: bool) -> Iterator[None]:
 @contextmanager
 def traced(unet: Any, wanted: bool) -> Iterator[None]:
     """Inside the context, the denoiser is trained through a trace if `wanted`, and if it has one."""
-    try:
-        trace = TracedDenoiser(unet, training=True) if wanted else None
-    except (ValueError, RuntimeError) as error:  # it is trained without
-        library_log().warning("the denoiser is not traced", reason=str(error))
-        trace = None
+    trace = traced_if_possible(unet, training=True) if wanted else None
     with nullcontext() if trace is None else trace.in_use():
         yield
 
@@ -657,7 +652,7 @@ def train(
             noised = learnt.drawn(pick, loss, generator)
             of_part = loss_of([topic.prompts[i] for i in pick.tolist()], dropped.tolist(), noised)
 
-            if crew.threads == 1:
+            if crew.threads == 1:  # `backward` adds to the gradients as it goes, and keeps no others
                 losses = []
                 for part in parts_of(config.batch):
                     value = of_part(part)
