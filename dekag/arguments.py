@@ -8,13 +8,7 @@ from typing import Any
 
 import torch
 
-from dekag.errors import InvalidInputError
-
-
-def described(value: object) -> str:
-    """What was given instead of a tensor or an array of some shape."""
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    return type(value).__name__ if shape is None else f"{tuple(shape)} {dtype}"
+from dekag.errors import InvalidInputError, described
 
 
 def check_latents(latents: Any) -> None:

@@ -88,3 +88,9 @@ class ExhaustedError(DekagError):
     def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+def described(value: object) -> str:
+    """What was given instead of a tensor or an array of some shape."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return type(value).__name__ if shape is None else f"{tuple(shape)} {dtype}"

@@ -33,10 +33,9 @@ from dekag.arguments import (
     check_states,
     check_symbols,
     check_whole,
-    described,
     is_whole,
 )
-from dekag.errors import InvalidInputError, NotFoundError
+from dekag.errors import InvalidInputError, NotFoundError, described
 from dekag.link.channel import ChannelState, Reception, block_of_symbol, compose_hops, transmit
 from dekag.link.conditions import BUILT_IN_TRACES, MAX_SNR_DB, MIN_SNR_DB, EqualizerKind, LinkConditions
 from dekag.link.equalizer import equalize

@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 from dekag.api.limits import PIXEL_CODEC_STEP as STEP
 from dekag.api.limits import PIXEL_CODEC_TILE
-from dekag.arguments import check_each, check_sides, described
+from dekag.arguments import check_each, check_sides
 from dekag.cala.conditions import CONDITION_FEATURES, RATE_CENTRES
 from dekag.codec.batch_invariance import Conv2d
 from dekag.codec.constellation import padded_unit_power, quantize_to_qam, to_maps, to_symbols, unit_power
 from dekag.codec.jscc import BITS_PER_SYMBOL, MODULATIONS, Modulation
-from dekag.errors import InvalidInputError
+from dekag.errors import InvalidInputError, described
 from dekag.generation.loading import folder_hash
 
 PixelShape = tuple[int, int, int]

@@ -23,7 +23,7 @@ from torch import nn
 
 from dekag import plugins
 from dekag.api.limits import PIXEL_CODEC_STEP, PIXEL_CODEC_TILE
-from dekag.arguments import check_each, check_sides, described
+from dekag.arguments import check_each, check_sides
 from dekag.cala.conditions import rate_and_snr_db
 from dekag.cala.rate import QualityModel
 from dekag.cala.restoration import RestorationTable
@@ -31,7 +31,7 @@ from dekag.checksums import add_file
 from dekag.codec.constellation import unit_power
 from dekag.codec.jscc import Modulation
 from dekag.documents import read_json
-from dekag.errors import DekagError, InvalidInputError, MismatchError, NotFoundError
+from dekag.errors import DekagError, InvalidInputError, MismatchError, NotFoundError, described
 from dekag.generation.loading import folder_hash
 from dekag.link.conditions import EqualizerKind
 from dekag.pictures import Tiling

@@ -22,11 +22,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from dekag import plugins
-from dekag.arguments import check_sides, described
+from dekag.arguments import check_sides
 from dekag.codec.batch_invariance import Conv2d
 from dekag.codec.constellation import padded_unit_power, quantize_to_qam, to_maps, to_symbols, unit_power
 from dekag.codec.text_attention import TextAttention
-from dekag.errors import InvalidInputError, MismatchError, NotFoundError
+from dekag.errors import InvalidInputError, MismatchError, NotFoundError, described
 
 Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
 MODULATIONS: tuple[Modulation, ...] = get_args(Modulation)

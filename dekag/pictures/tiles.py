@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dekag.api.limits import PIXEL_STEP
-from dekag.arguments import described
-from dekag.errors import InvalidInputError
+from dekag.errors import InvalidInputError, described
 from dekag.generation.images import Pixels
 
 
