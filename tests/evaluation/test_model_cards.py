@@ -24,8 +24,9 @@ def test_a_card_of_updates_says_what_each_form_costs_and_gives(tmp_path: Path) -
     for topic, more in {"neon": {"ladder": LADDER}, "unscored": {}}.items():
         (folder / topic).mkdir(parents=True)
         (folder / topic / "history.json").write_text(json.dumps({**made, **more}))
+        (folder / topic / "update.safetensors").write_bytes(bytes(16_900))
     text = card(folder)
-    assert "| neon | 96 | 300 | rank 1, 2 bits | 17,000 | 0.5 → 0.9 | 0.2 → 0.7 |" in text
+    assert "| neon | 96 | 300 | rank 1, 2 bits | 16,900 | 0.5 → 0.9 | 0.2 → 0.7 |" in text
     assert "| neon | 1,500 (+0.100) | 17,000 (+0.400) |" in text
     assert "unscored" not in text, "nothing is known of it"
 

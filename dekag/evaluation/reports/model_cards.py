@@ -181,9 +181,10 @@ def _updates(folder: Path) -> list[str]:
         chosen = next((rung for rung in made.get("ladder", []) if rung["chosen"]), None)
         if chosen is None:
             continue
+        size = sum(each.stat().st_size for each in file.parent.iterdir() if each != file)
         rows.append(
             f"| {file.parent.name} | {made['config']['images']} | {made['config']['steps']} "
-            f"| {chosen['form']} | {chosen['bytes']:,} "
+            f"| {chosen['form']} | {size:,} "
             f"| {before[0]} → {after[0]} | {before[1]} → {after[1]} |"
         )
         ladders[file.parent.name] = {rung["form"]: rung for rung in made["ladder"]}
