@@ -127,6 +127,12 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
             "traces must be left out unless a link plays a trace",
         ),
         ("{name: a, deliveries: [cala], typo: 1}", "typo"),
+        (
+            "{name: a, deliveries: [cala], links: [{fading: rayleigh, speed_m_s: 3}]}",
+            r"links must be valid \(speed_m_s: must be left out unless fading is tdl-a, tdl-b, .* or tdl-e\)",
+        ),
+        ("{name: a, deliveries: [cala], links: [{trace_start_s: 3}]}", "trace_start_s: must be left out"),
+        ("{name: a, deliveries: [cala], links: [{rician_k_db: 99}]}", r"\(rician_k_db: .* less than"),
     ],
 )
 def test_a_bad_grid_is_refused_by_its_field(text: str, told: str, tmp_path: Path) -> None:

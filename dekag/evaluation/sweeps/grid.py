@@ -37,7 +37,7 @@ from dekag.errors import InvalidInputError, NotFoundError
 from dekag.evaluation.store import content_key
 from dekag.files import list_folder
 from dekag.link import trace
-from dekag.link.conditions import BUILT_IN_TRACES, LinkConditions
+from dekag.link.conditions import BUILT_IN_TRACES, GivenConditions, LinkConditions
 from dekag.makd.topics import read_topics
 from dekag.pictures import PictureFolder, find_pictures
 from dekag.pixel_modules import pixel_codec_hash
@@ -356,7 +356,12 @@ class Sweep(Document):
         for link in links:
             if "snr_db" in link:
                 raise PydanticCustomError("links", "snr_db is an axis of its own: list it under snr_db")
-            LinkConditions.model_validate(link)
+            try:
+                GivenConditions.model_validate(link)
+            except ValidationError as error:
+                first = error.errors()[0]
+                told = {"field": ".".join(map(str, first["loc"])), "problem": first["msg"]}
+                raise PydanticCustomError("links", "{field}: {problem}", told) from None
         return links
 
     def points(self) -> list[EvaluationPoint]:

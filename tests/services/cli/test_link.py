@@ -239,6 +239,18 @@ def test_earlier_results_are_kept_unless_forced(folder: Path, tmp_path: Path, du
         (["--delivery", "semantic", "--image-format", "avif"], "requires --delivery conventional"),
         (["--delivery", "conventional", "--prompt", "a fox"], "requires --delivery semantic or"),
     ],
+        (["--delivery", "pixels", "--restoration", "none"], "requires --delivery semantic"),
+        (
+            ["--delivery", "conventional", "--cbr", "1/96"],
+            "--cbr: requires --delivery semantic, semantic-un",
+        ),
+        (["--delivery", "conventional", "--equalizer", "zf"], "--equalizer: requires --delivery semantic, "),
+        (["--rician-k-db", "3"], "--rician-k-db: must be left out unless --fading is rician"),
+        (["--speed-m-s", "0"], "unless --fading is tdl-a, tdl-b, tdl-c, tdl-d or tdl-e"),
+        (["--fading", "awgn", "--tau-rms-s", "1e-6"], "--tau-rms-s: must be left out unless --fading is ray"),
+        (["--trace-start-s", "1"], "--trace-start-s: must be left out unless --fading is trace"),
+        (["--trace", "walk"], "--trace: must be left out unless --fading is trace"),
+        (["--fading", "mimo-2x2", "--csi", "pilots"], "--csi: must be perfect when --fading is mimo-2x2"),
 )
 def test_options_out_of_range_are_named(
     folder: Path, tmp_path: Path, dummy_profile: Path, words: list[str], said: str
