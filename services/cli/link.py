@@ -18,12 +18,13 @@ from dekag import plugins
 from dekag.api.limits import check_seed
 from dekag.console import plain_console
 from dekag.energy import NO_COUNTERS, POWERCAP, EnergyMeter
-from dekag.errors import DekagError, InvalidInputError
+from dekag.errors import DekagError, FileError, InvalidInputError
 from dekag.files import check_folder
 from dekag.link import LinkConditions
 from dekag.link.conditions import BUILT_IN_TRACES
 from dekag.pictures import PictureFile, find_pictures
 from dekag.pictures.folders import ROWS
+from services.cli.extras import as_typed
 
 if TYPE_CHECKING:
     from dekag.generation.images import ImageFormat, Pixels
@@ -128,7 +129,7 @@ def run_link(
                     limit_db = _limit_db(picture, links, seed)
                 except DekagError as error:
                     failed += 1
-                    err.print(str(error), style="red", soft_wrap=True)
+                    err.print(_told(each, error), style="red", soft_wrap=True)
                     continue
             for (delivery, received), energy in sent:
                 row = {
@@ -288,6 +289,11 @@ def _received_names(pictures: Iterable[PictureFile]) -> dict[str, str]:
     sent = [each.name for each in pictures]
     names = {name: name for name in sent if name.lower().endswith(".png")}
     taken = set(names)
+def _told(file: PictureFile, error: DekagError) -> str:
+    """Why a picture could not be sent; errors of its file name that themselves."""
+    return str(error) if isinstance(error, FileError) else f"{file.name}: {as_typed(error)}"
+
+
     for name in sent:
         if name not in names:
             received = f"{name}.png"

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from dekag.api.limits import MAX_STEPS, check_cbr, check_prompt, check_target_psnr_db
 from dekag.api.schemas import ImageFormat, Restoration
+from dekag.errors import InvalidInputError
 from dekag.files import list_folder
 from dekag.link.conditions import BUILT_IN_TRACES, Csi, EqualizerKind, Fading, LinkConditions, unread
 from dekag.link.registry import MIMO
@@ -62,8 +63,8 @@ def up(free_ports: FreePorts = False) -> None:
 
 
 def demo(
-    prompt: Prompt = "a snail on the beach",
     context: typer.Context,
+    prompt: Prompt = "a snail on the beach",
     snr_db: Annotated[float, typer.Option(help=_SNR_DB)] = 5.0,
     fading: Annotated[str, typer.Option(help=_FADING)] = "rayleigh",
     tau_rms_s: TauRms = 1e-6,
@@ -79,8 +80,8 @@ def demo(
     from services.cli.demo import run_demo
 
     link = _conditions(
-        snr_db=snr_db,
         context,
+        snr_db=snr_db,
         fading=fading,
         tau_rms_s=tau_rms_s,
         rician_k_db=rician_k_db,
@@ -108,7 +109,6 @@ def _conditions(context: typer.Context, **values: Any) -> LinkConditions:
         problem = _bounds(str(first["loc"][0]), first["type"])
         said = f"must be {problem}; got {first['input']}" if problem else _in_options(first["msg"])
         raise typer.BadParameter(said, param_hint=option) from None
-
     for name in values:
         if (allowed := unread(name, conditions.fading)) is not None and _given(context, name):
             raise typer.BadParameter(
@@ -120,6 +120,7 @@ def _conditions(context: typer.Context, **values: Any) -> LinkConditions:
 def _in_options(said: str) -> str:
     """What is said of fields, said of the options that give them."""
     return said.replace("fading is", "--fading is")
+
 
 def _bounds(field: str, kind: str) -> str | None:
     """What a condition may be, if this kind of error says only part of it."""
@@ -284,8 +285,8 @@ def image(
 
 
 def link(
-    path: Annotated[
     context: typer.Context,
+    path: Annotated[
         Path,
         typer.Argument(
             metavar="IMAGE|FOLDER",
@@ -364,8 +365,8 @@ def link(
     from services.cli.link import LinkOptions, run_link
 
     conditions = _conditions(
-        snr_db=snr_db,
         context,
+        snr_db=snr_db,
         fading=fading,
         tau_rms_s=tau_rms_s,
         rician_k_db=rician_k_db,
@@ -403,7 +404,10 @@ def link(
         if rate == "auto" and name in deliveries:
             raise typer.BadParameter(f"auto needs the adapters, which {name} lacks", param_hint="--cbr")
     if isinstance(rate, float):
-        check_cbr(rate)
+        try:
+            check_cbr(rate)
+        except InvalidInputError as error:
+            raise InvalidInputError("--cbr", error.allowed, cbr) from None
     if target_psnr_db is not None:
         check_target_psnr_db(target_psnr_db)
     if prompt is not None:

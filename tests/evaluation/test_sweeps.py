@@ -446,7 +446,7 @@ def test_the_folder_of_traces_is_an_option(
     words = ["sweep", str(written(tmp_path, text)), "--results", str(tmp_path / "results")]
     refused = CliRunner().invoke(app, words)
     assert refused.exit_code == 2
-    assert "link.trace must be one of" in refused.output
+    assert "links.trace must be one of" in refused.output
     done = CliRunner().invoke(app, [*words, "--traces", str(traces)])
     assert done.exit_code == 0, done.output
     (row,) = [json.loads(line) for line in (tmp_path / "results/mine/cells.jsonl").read_text().splitlines()]
@@ -466,6 +466,9 @@ def test_a_metric_whose_extra_is_missing_is_refused_before_anything_is_measured(
     monkeypatch.setattr(Evaluator, "measure", lambda *_: pytest.fail("a point was measured"))
     sent = {"pictures": str(pictures), "deliveries": ["pixels"], "metrics": ["lpips"]}
     sweep = Sweep.model_validate({"name": "own", "profile": profile, "snr_db": [20], **sent})
+    assert unplayed.output.startswith("--traces must be valid (traces must be left out unless a link plays")
+    words = ["sweep", str(written(tmp_path, text)), "--metric", "beauty"]
+    assert CliRunner().invoke(app, words).output.startswith("--metric must be valid (beauty: must be of")
     with pytest.raises(NotFoundError, match=r"lpips needs torchvision: pip install 'dekag\[perceptual\]'"):
         run(sweep, runs=tmp_path)
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dekag.console import plain_console
 from dekag.documents import read_json
-from dekag.errors import DekagError
+from dekag.errors import DekagError, InvalidInputError
 from dekag.evaluation.models import model_bank
 from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.plots import write_plot
@@ -178,7 +178,12 @@ def run_sweep(
         InvalidInputError: the grid is not valid.
         DekagError: points failed; what was measured is written nevertheless.
     """
-    sweep = read_sweep(path, pictures=pictures, traces=traces, metrics=metrics)
+    try:
+        sweep = read_sweep(path, pictures=pictures, traces=traces, metrics=metrics)
+    except InvalidInputError as error:
+        if metrics and error.field == "metrics":
+            raise error.named("--metric") from None
+        raise
     folder = results / sweep.name
     check_folder(folder)  # now, and not when all has been measured
     outcome = run(sweep, ray=ray, workers=workers)
