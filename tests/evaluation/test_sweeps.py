@@ -313,6 +313,18 @@ def test_rates_and_pictures_are_checked_before_anything_is_sent(
     (damaged / "b.png").write_bytes((damaged / "b.png").read_bytes()[:90])
     with pytest.raises(FileError, match=r"b\.png"):
         run(picture_grid(profile, damaged), runs=tmp_path)
+    (damaged / "a.png").write_bytes((damaged / "a.png").read_bytes()[:90])
+    with pytest.raises(FileError, match=r"2 of \d pictures .* repair or remove.*: \S*a\.png .*; \S*b\.png"):
+        run(picture_grid(profile, damaged), runs=tmp_path)
+
+
+def test_files_that_are_no_pictures_are_named(profile: str, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, own := tmp_path / "own")
+    (own / "empty.jpg").touch()
+    text = f"{{name: a, profile: {profile}, pictures: {own}, deliveries: [unaligned], cbr: [1/6]}}"
+    done = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), "--results", str(tmp_path / "r")])
+    assert done.exit_code == 2, "the rate is refused before anything is measured"
+    assert "(1): empty.jpg" in " ".join(done.output.split())
 
 
 def test_the_highest_rate_that_is_allowed_is_measured(profile: str, pictures: Path, tmp_path: Path) -> None:
@@ -454,6 +466,9 @@ def test_the_folder_of_traces_is_an_option(
     text = f"{{name: mine, profile: {profile}, deliveries: [unaligned]}}"
     unplayed = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), "--traces", str(traces)])
     assert unplayed.exit_code == 2
+    assert unplayed.output.startswith("--traces must be valid (traces must be left out unless a link plays")
+    words = ["sweep", str(written(tmp_path, text)), "--metric", "beauty"]
+    assert CliRunner().invoke(app, words).output.startswith("--metric must be valid (beauty: must be of")
     assert "traces must be left out" in " ".join(unplayed.output.split())
 
 
@@ -466,9 +481,6 @@ def test_a_metric_whose_extra_is_missing_is_refused_before_anything_is_measured(
     monkeypatch.setattr(Evaluator, "measure", lambda *_: pytest.fail("a point was measured"))
     sent = {"pictures": str(pictures), "deliveries": ["pixels"], "metrics": ["lpips"]}
     sweep = Sweep.model_validate({"name": "own", "profile": profile, "snr_db": [20], **sent})
-    assert unplayed.output.startswith("--traces must be valid (traces must be left out unless a link plays")
-    words = ["sweep", str(written(tmp_path, text)), "--metric", "beauty"]
-    assert CliRunner().invoke(app, words).output.startswith("--metric must be valid (beauty: must be of")
     with pytest.raises(NotFoundError, match=r"lpips needs torchvision: pip install 'dekag\[perceptual\]'"):
         run(sweep, runs=tmp_path)
 

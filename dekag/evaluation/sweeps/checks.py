@@ -44,7 +44,7 @@ def check_points(points: Sequence[EvaluationPoint]) -> None:
 
     Raises:
         InvalidInputError: names the field of the sweep and what it allows.
-        FileError: a picture is damaged or too large.
+        FileError: pictures are damaged or too large; names all of them.
         NotFoundError: the profile has no scorer, which a metric or a digital delivery needs.
     """
     if not points:
@@ -93,8 +93,8 @@ def _check_rates(points: Sequence[EvaluationPoint], bank: ModelBank) -> None:
 
 def _sizes(source: PictureSource) -> list[tuple[int, int]]:
     """Width and height of the pictures, each once."""
-    pictures = (each.read() for each in source.found().pictures)
-    return list(dict.fromkeys((picture.width, picture.height) for picture in pictures))
+    read = source.found().read()
+    return list(dict.fromkeys((picture.width, picture.height) for _, picture in read))
 
 
 def _highest(codec: str, width: int, height: int, bank: ModelBank) -> float:
