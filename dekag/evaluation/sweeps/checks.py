@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dekag import plugins
+from dekag.console import plain_console
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.sweeps.grid import DIGITAL, PIXELS, WORLD, EvaluationPoint, PictureSource, Sweep
@@ -106,6 +107,8 @@ def _highest(codec: str, width: int, height: int, bank: ModelBank) -> float:
 
 def _check_pixels(name: str, cbr: float, sizes: Sequence[tuple[int, int]], bank: ModelBank) -> None:
     """The codec of pixels says itself what it allows."""
+    if (note := bank.pixel_link.rate_note(cbr)) is not None:
+        plain_console(stderr=True).print(f"{name}: {note}", style="yellow", soft_wrap=True)
     for width, height in sizes:
         try:
             bank.pixel_link.rate(width, height, cbr)

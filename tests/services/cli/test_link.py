@@ -382,6 +382,23 @@ def test_what_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
     assert "no profile" in done.output
 
 
+def test_a_rate_below_those_of_the_training_is_told(folder: Path, tmp_path: Path) -> None:
+    words = [folder / "a.png", "--output", tmp_path / "out", "--delivery", "pixels", "--force"]
+    low = link(*words, "--cbr", "1/200")
+    assert low.exit_code == 0, low.output
+    assert "pixels: the codec of pixels was trained at rates from 1/96 to 1/6; at 1/200," in low.output
+    assert "trained" not in link(*words, "--cbr", "1/96").output
+
+
+def test_a_rate_that_codec_and_size_lack_is_told(tmp_path: Path, dummy_profile: Path) -> None:
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "a.png")
+    words = [tmp_path / "a.png", "--profile", dummy_profile, "--output", tmp_path / "out"]
+    done = link(*words, "--delivery", "semantic", "--cbr", "1/20000")
+    assert done.exit_code == 0, done.output
+    told = "a.png, semantic: sent at CBR 1/12288.0 instead of 1/20000.0, which codec and size do not have"
+    assert told in " ".join(done.output.split())
+
+
 def test_a_picture_that_a_rate_is_too_high_for_is_named_with_the_option(
     folder: Path, tmp_path: Path, dummy_profile: Path
 ) -> None:
