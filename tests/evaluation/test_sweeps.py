@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from dekag import plugins
 from dekag.errors import DekagError, FileError, InvalidInputError, MismatchError, NotFoundError
+from dekag.evaluation import plots
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.registry import read_figures, record
 from dekag.evaluation.reports.end_to_end import FILES, REPORT
@@ -26,7 +27,7 @@ from dekag.evaluation.sweeps.checks import check_points
 from dekag.evaluation.sweeps.command import run
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, channel_seed, identity
 from dekag.evaluation.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
-from dekag.evaluation.sweeps.table import link_name, table
+from dekag.evaluation.sweeps.table import link_name, metric_plot, table
 from dekag.generation.images import to_png
 from dekag.generation.side_information import SideInformation
 from dekag.inventory import latent_shape
@@ -781,6 +782,24 @@ def test_overall_refuses_to_conclude_from_half_a_grid(
         end_to_end.run_overall(sweep=written(tmp_path, text), results=tmp_path, runs=tmp_path / "runs")
 
 
+def test_lines_of_a_plot_are_told_apart(profile: str) -> None:
+    """One name for each line that has points; the intervals at one SNR stand side by side."""
+    points = grid(profile, deliveries=["unaligned", "digital", "prompt-only"], snr_db=[0, 10]).points()
+    values = {"unaligned": [1.0, 2.0], "digital": [1.0, 2.0], "prompt-only": [None, None]}
+    rows = [
+        {"cell": point.model_dump(mode="json"), "metrics": {"psnr_db": values[point.delivery.name]}}
+        for point in points
+    ]
+    figure = metric_plot(rows, "psnr_db")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["unaligned", "digital"]
+    first, second = (container.lines[0] for container in figure.axes[0].containers)
+    assert (first.get_xdata() < second.get_xdata()).all()
+    assert first.get_marker() != second.get_marker()
+    assert figure.axes[0].get_ylabel() == "PSNR, dB"
+    plots.as_svg(figure)
+
+
 def test_tables_and_plots_of_any_sweep(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(
@@ -935,6 +954,16 @@ def test_pixels_are_sent_as_by_the_link_and_at_its_rates(
         assert row["metrics"]["psnr_db"][number] == pytest.approx(alone.psnr_db, abs=0.01)
     assert row["channel_uses"] == pytest.approx(np.mean([200 * 60, 64 * 64, 5 * 4]) / 2)
     assert run(sweep, runs=tmp_path).measured == 0
+
+
+def test_a_rate_that_the_codec_of_pixels_never_saw_is_told(
+    profile: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: Measurement({"psnr_db": [1.0]}, 1.0, 0.0, 0, 0.0))
+    told = "pixels: the codec of pixels was trained at rates from 1/96 to 1/6"
+    for cbr, times in (("1/200", 1), ("1/96", 0)):
+        run(picture_grid(profile, pictures, deliveries=["pixels"], cbr=[cbr]), runs=tmp_path)
+        assert capsys.readouterr().err.count(told) == times
 
 
 def test_points_of_pixels_depend_on_their_codec_and_no_others_do(

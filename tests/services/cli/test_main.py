@@ -512,3 +512,11 @@ def test_a_client_waits_as_long_as_it_is_told(
     made = CliRunner().invoke(app, [command, "a-boat", "--timeout-s", "nan"])
     assert made.exit_code == 2
     assert "must be a finite number" in made.stderr
+
+
+def test_a_comparison_says_what_its_columns_are() -> None:
+    done = CliRunner().invoke(app, ["compare", "kodak/vtm", "kodak/hm"])
+    assert done.exit_code == 0, done.output
+    assert "curve from" in done.output
+    assert "publication" in done.output
+    assert "shared range: the part of the range of PSNR of both curves that both reach" in done.output
