@@ -100,7 +100,8 @@ class Artifact(ABC):
     def to_files(self) -> dict[str, bytes]:
         """The files by name, knowledge.json first."""
         info = {**self.info, "content_hash": self.content_hash}
-        return {INFO: json.dumps(info, indent=1, sort_keys=True).encode(), **self._files}
+        text = json.dumps(info, separators=(",", ":"), sort_keys=True)
+        return {INFO: text.encode(), **self._files}
 
     def saved_files(self) -> dict[str, bytes]:
         """The files of `save`: those of `to_files`, and what is kept beside them."""

@@ -7,7 +7,8 @@ product's error as any other, and components below the error are left out. B is 
 and so makes up for part of its error. The integers of rows that spread alike stand together, which suits a
 Huffman code, and the order follows from the steps, so that it need not be stored.
 
-A metaword has few numbers, so each of its vectors is rounded to four bits without an entropy code.
+A metaword has few numbers, so each of its vectors is rounded to four bits without an entropy code. Those of
+single triggers, of which a vocabulary has many, are rounded to two.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ _STEP_BITS = 7  # bits of float16 that a stored step leaves out; sign bit apart,
 _STEP_CODES = range(8, 248)  # positive, finite, normal
 VECTOR_BITS = 4
 """Bits of a number of a metaword."""
-_VECTOR_TOP, _VECTOR_ZERO = 7, 8  # largest integer of a vector, and what is stored for 0
-_VECTOR_MOST = 100  # about the largest step times the largest integer
-_VECTOR_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of the step that reaches the largest number: the best is taken
+WORD_BITS = 2
+"""Bits of a number of a trigger's own vector."""
+_VECTOR_ZEROS = {VECTOR_BITS: 8.0, WORD_BITS: 1.5}  # what would be stored for 0
+_VECTOR_LEAST = {VECTOR_BITS: 1, WORD_BITS: 0}  # the least that is stored, as far from 0 as the greatest
+_VECTOR_MOST = 100  # about the largest step times the largest multiple
+_VECTOR_SHARES = [each / 20 for each in range(20, 5, -1)]  # of the step that reaches the largest number
 _MAX_RANK = int(RANGES["rank"][1])
 _MAX_LAYERS_BYTES = 2**20
 _MAX_VECTOR_BYTES = 2**22
@@ -184,38 +188,47 @@ def unpack(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return _factors(layers, listed, np.frombuffer(data, dtype=np.uint8))
 
 
-def pack_vectors(vectors: torch.Tensor) -> torch.Tensor:
-    """Vectors rounded to multiples of a step each, uint8: the step's code, then two numbers a byte.
+def pack_vectors(vectors: torch.Tensor, bits: int = VECTOR_BITS) -> torch.Tensor:
+    """Vectors rounded to multiples of a step each, uint8: the step's code, then two or four numbers a byte.
 
-    The relative error is about a tenth. If rows have an odd length, or a number is above 100, the vectors are
-    returned in float16.
+    The relative error is about a tenth with four bits. With two, which hold odd multiples of half a step, it
+    is about a third. Rows that would not fill whole bytes with two bits have four. If they do not fill them
+    with four either, or a number is above 100, the vectors are returned in float16.
 
     Example:
         >>> import torch
         >>> from dekag.makd.quantization import pack_vectors, unpack_vectors
         >>> packed = pack_vectors(torch.tensor([[0.5, -1.0, 0.25, 1.0]]))
-        >>> packed.shape, unpack_vectors(packed).shape
+        >>> packed.shape, unpack_vectors(packed, 4).shape
         (torch.Size([1, 3]), torch.Size([1, 4]))
 
     Args:
         vectors: (rows, width).
+        bits: VECTOR_BITS or WORD_BITS.
     """
-    if vectors.shape[1] % 2 or (vectors.abs() > _VECTOR_MOST).any():
+    if bits == WORD_BITS and vectors.shape[1] % (8 // WORD_BITS):
+        bits = VECTOR_BITS
+    if vectors.shape[1] % (8 // bits) or (vectors.abs() > _VECTOR_MOST).any():
         return vectors.half().contiguous()
+    zero, least, greatest = _VECTOR_ZEROS[bits], _VECTOR_LEAST[bits], 2**bits - 1
     exact = vectors.double()
-    largest = exact.abs().amax(1) / _VECTOR_TOP
+    largest = exact.abs().amax(1) / (greatest - zero)
     tried = torch.stack([_step_codes(largest * share) for share in _VECTOR_SHARES])  # (shares, rows)
     steps = _steps(tried).double()[:, :, None]
-    rounded = (exact / steps).round().clamp(-_VECTOR_TOP, _VECTOR_TOP)
-    best = (exact - rounded * steps).square().sum(2).argmin(0)
+    stored = (exact / steps + zero).round().clamp(least, greatest)
+    best = (exact - (stored - zero) * steps).square().sum(2).argmin(0)
     rows = torch.arange(len(vectors))
-    codes, numbers = tried[best, rows], rounded[best, rows]
-    halves = (numbers + _VECTOR_ZERO).to(torch.uint8)
-    return torch.cat([codes[:, None], halves[:, ::2] * 16 + halves[:, 1::2]], dim=1)
+    numbers = stored[best, rows].to(torch.uint8).unflatten(1, (-1, 8 // bits))
+    together = (numbers << _shifts(bits)).sum(2, dtype=torch.uint8)
+    return torch.cat([tried[best, rows][:, None], together], dim=1)
 
 
-def unpack_vectors(packed: torch.Tensor) -> torch.Tensor:
+def unpack_vectors(packed: torch.Tensor, width: int | None = None) -> torch.Tensor:
     """The vectors in what `pack_vectors` returned, (rows, width) float16.
+
+    Args:
+        packed: the vectors.
+        width: numbers of a vector, which tells two bits from four; None: they have four.
 
     Raises:
         ValueError: it is invalid.
@@ -224,13 +237,21 @@ def unpack_vectors(packed: torch.Tensor) -> torch.Tensor:
         raise ValueError("vectors")
     if packed.dtype == torch.float16:
         return packed
-    if packed.shape[1] < 2 or packed.numel() > _MAX_VECTOR_BYTES:
+    taken = packed.shape[1] - 1
+    if taken < 1 or packed.numel() > _MAX_VECTOR_BYTES:
         raise ValueError("vectors")
     codes = packed[:, 0]
     if ((codes < _STEP_CODES[0]) | (codes > _STEP_CODES[-1])).any():
         raise ValueError("steps of vectors")
-    halves = torch.stack([packed[:, 1:] // 16, packed[:, 1:] % 16], dim=2).flatten(1)
-    return ((halves.float() - _VECTOR_ZERO) * _steps(codes)[:, None]).half()
+    bits = WORD_BITS if width == taken * 8 // WORD_BITS else VECTOR_BITS
+    numbers = (packed[:, 1:, None] >> _shifts(bits)) % 2**bits
+    vectors: torch.Tensor = (numbers.flatten(1).float() - _VECTOR_ZEROS[bits]) * _steps(codes)[:, None]
+    return vectors.half()
+
+
+def _shifts(bits: int) -> torch.Tensor:
+    """How far the numbers of a byte are shifted, the first the farthest."""
+    return torch.arange(8 - bits, -1, -bits, dtype=torch.uint8)
 
 
 def _rounded(a: torch.Tensor, b: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -21,7 +21,17 @@ from dekag.artifacts import HISTORY, Artifact, content_hash, load_tensors
 from dekag.documents import MAX_NODES, DocumentError, parse_json
 from dekag.errors import InvalidInputError, MismatchError, NumericalError
 from dekag.makd.metaword import token_rows
-from dekag.makd.quantization import LAYERS, STEPS, VALUES, pack, pack_vectors, unpack, unpack_vectors
+from dekag.makd.quantization import (
+    LAYERS,
+    STEPS,
+    VALUES,
+    VECTOR_BITS,
+    WORD_BITS,
+    pack,
+    pack_vectors,
+    unpack,
+    unpack_vectors,
+)
 
 FORMAT = 3
 _READ = (2, FORMAT)  # in format 2, all vectors are in float16
@@ -73,14 +83,13 @@ class KnowledgeUpdate(Artifact):
         super().__init__(info, files)
         self.history = dict(history or {})
         self._tensors = load_tensors(files[TENSORS]) if TENSORS in files else {}
-        vectors = {
-            name: unpack_vectors(self._tensors[name]) for name in self._tensors.keys() & {METAWORD, WORDS}
-        }
-        self.metaword = vectors.get(METAWORD, torch.zeros(0, 0))
-        words = dict.fromkeys(self.triggers) if WORDS in vectors else {}
-        if len(words) != len(vectors.get(WORDS, ())):  # before each row becomes an object
+        packed = self._tensors
+        self.metaword = unpack_vectors(packed[METAWORD]) if METAWORD in packed else torch.zeros(0, 0)
+        words = dict.fromkeys(self.triggers) if WORDS in packed else {}
+        vectors = unpack_vectors(packed[WORDS], self.metaword.shape[1]) if words else torch.zeros(0, 0)
+        if len(words) != len(vectors):  # before each row becomes an object
             raise ValueError(WORDS)
-        self.words = dict(zip(words, vectors.get(WORDS, ()), strict=True))
+        self.words = dict(zip(words, vectors, strict=True))
         self.lora = unpack(self._tensors) if LAYERS in self._tensors else {}
 
     @classmethod
@@ -101,8 +110,8 @@ class KnowledgeUpdate(Artifact):
             metaword: (tokens, width).
             lora: factors by name.
             words: vectors (width,) of all triggers, if they have their own.
-            bits: how exact the LoRA is, as in `DistillConfig`. At 16, the vectors are in float16, and in four
-                bits otherwise.
+            bits: how exact the LoRA is, as in `DistillConfig`. At 16, the vectors are in float16; otherwise,
+                the metaword has four bits a number, and the vectors of triggers two.
             history: how it was made.
 
         Raises:
@@ -116,7 +125,8 @@ class KnowledgeUpdate(Artifact):
         for name, each in vectors.items():
             if not torch.isfinite(each.half()).all():
                 raise NumericalError(f"{name}: a number is not finite in 16 bits")
-            tensors[name] = each.half().contiguous() if bits == 16 else pack_vectors(each)
+            each_bits = WORD_BITS if name == WORDS else VECTOR_BITS
+            tensors[name] = each.half().contiguous() if bits == 16 else pack_vectors(each, each_bits)
         files = {TENSORS: save(tensors)} if tensors else {}
         return cls({"format": FORMAT, **info}, files, history)
 

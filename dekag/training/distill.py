@@ -361,7 +361,7 @@ def lora_config(unet: Any, config: DistillConfig, metaword_numbers: int) -> Lora
     pattern: dict[str, int] = {}
     if config.method == "lora-equal-bytes":
         spare: float = metaword_numbers
-        if config.bits < 16:
+        if config.bits < 16:  # triggers' own vectors have fewer: the baseline gets a little more
             spare *= VECTOR_BITS / (CODED_SHARE * config.bits)
         for name, layer in unet.named_modules():
             if spare > 0 and name.endswith(layers) and hasattr(layer, "weight"):

@@ -20,6 +20,7 @@ from dekag.errors import MismatchError, NumericalError
 from dekag.generation.models import Generator
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import BITS
+from dekag.makd.quantization import pack_vectors
 from dekag.makd.update import EMBEDS, LORA, TENSORS, KnowledgeUpdate, placeholder
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
@@ -260,6 +261,26 @@ def test_update_of_the_second_format_is_read() -> None:
     again = KnowledgeUpdate.from_files(forged(update, save(there | exact), format=2))
     assert torch.equal(again.metaword, exact["metaword"])
     assert all(torch.equal(again.lora[name], factor) for name, factor in update.lora.items())
+
+
+def test_words_have_two_bits_and_those_with_four_are_read() -> None:
+    words = ("neon", "glow", "led")
+    vectors = dict(zip(words, torch.randn(3, 16, generator=torch.Generator().manual_seed(2)), strict=True))
+    info = {**INFO_TINY, "triggers": list(words)}
+    update = KnowledgeUpdate.new(info, torch.randn(2, 16), {}, words=vectors, bits=4)
+    there = load(update.to_files()[TENSORS])
+    assert there["words"].shape == (3, 1 + 16 // 4)
+    assert there["metaword"].shape == (2, 1 + 16 // 2)
+    four = there | {"words": pack_vectors(torch.stack(list(vectors.values())))}
+    before = KnowledgeUpdate.from_files(forged(update, save(four)))
+    for each, most in ((update, 0.45), (before, 0.15)):
+        assert list(each.words) == list(words)
+        assert all((each.words[w] - v).norm() / v.norm() < most for w, v in vectors.items())
+        assert KnowledgeUpdate.from_files(each.to_files()).content_hash == each.content_hash
+    for columns in (3, 4, 6):
+        spoilt = there | {"words": torch.full((3, columns), 100, dtype=torch.uint8)}
+        with pytest.raises(MismatchError):
+            KnowledgeUpdate.from_files(forged(update, save(spoilt)))
 
 
 def test_update_of_the_first_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
