@@ -173,6 +173,12 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """The constellation that is used where none is asked for: none at any SNR."""
         return "unquantised"
 
+    @property
+    def trained_cbrs(self) -> tuple[float, float]:
+        """The lowest and the highest rate of the training, channel uses per value."""
+        highest = self.config.symbol_channels / (3 * STEP**2)
+        return highest / 2**OCTAVES, highest
+
     def max_channel_uses(self, shape: PixelShape) -> int:
         """The most symbols that a picture of (3, height, width) can be sent with."""
         _, height, width = shape

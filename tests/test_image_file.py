@@ -43,6 +43,17 @@ def test_a_truncated_png_is_damaged(tmp_path: Path) -> None:
     assert "half.png is damaged" in refused(tmp_path / "half.png", whole[: len(whole) // 2])
 
 
+def test_what_a_link_never_read_is_no_reason_to_fail(tmp_path: Path) -> None:
+    """Earlier releases took such fields, and wrote them into their files."""
+    link = {"fading": "awgn", "snr_db": 3.0, "tau_rms_s": 1e-7, "speed_m_s": 5.0}
+    origin = image_file.Provenance(
+        request={"prompt": "a boat", "seed": 1, "link": link}, model_hashes={}, knowledge=[]
+    )
+    (tmp_path / "a.png").write_bytes(image_file.with_metadata(encoded("PNG"), origin))
+    kept = image_file.read_provenance(tmp_path / "a.png")
+    assert kept.request == {"prompt": "a boat", "seed": 1, "link": {"fading": "awgn", "snr_db": 3.0}}
+
+
 def test_foreign_exif_is_no_reason_to_fail(tmp_path: Path) -> None:
     assert "x.webp is damaged, or has damaged metadata" in refused(
         tmp_path / "x.webp", webp_with_exif(b"no TIFF file")

@@ -22,6 +22,7 @@ from dekag.api.schemas import ImagesRequest, KnowledgeUse, LinkReport
 from dekag.documents import DocumentError, parse_json
 from dekag.errors import FileError, MismatchError
 from dekag.files import read_bytes
+from dekag.link.conditions import without_unread
 
 KEYWORD = "dekag"
 """Keyword of the text chunk of a PNG."""
@@ -152,6 +153,9 @@ def read_provenance(path: Path) -> Provenance:
         origin = Provenance.model_validate(parse_json(text.encode(), str(path)))
     except (DocumentError, ValidationError):
         raise FileError(path, "has lost what DeKA-g wrote into it: its metadata is damaged") from None
+    link = origin.request.get("link")
+    if isinstance(link, dict):  # earlier releases took and wrote fields that nothing reads
+        origin = origin.model_copy(update={"request": {**origin.request, "link": without_unread(link)}})
     try:
         ImagesRequest.model_validate(origin.request)
     except ValidationError as error:

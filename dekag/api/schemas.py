@@ -30,7 +30,7 @@ from dekag import plugins
 from dekag.api import limits
 from dekag.errors import InvalidInputError
 from dekag.generation.request import Sampling
-from dekag.link.conditions import Csi, EqualizerKind, LinkConditions
+from dekag.link.conditions import Csi, EqualizerKind, GivenConditions
 from dekag.makd.config import RANGES
 from dekag.makd.demand import Action, DemandPolicy
 
@@ -166,7 +166,7 @@ def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
     return {"anyOf": [each for each in kinds if each != {"type": "null"}] + [{"type": "null"}], **about}
 
 
-class LinkRequest(_NullIsAbsent, LinkConditions):
+class LinkRequest(_NullIsAbsent, GivenConditions):
     """The requested radio link, and the rate and constellation of the transmission."""
 
     cbr: Annotated[

@@ -200,15 +200,16 @@ def plot(curves: Sequence[Curve], metric: str) -> Any:
     """A figure of pyplot with all curves; published points are dashed."""
     from dekag.evaluation import plots
 
-    colors = (plots.OURS, plots.SECOND, plots.THIRD, plots.FOURTH, plots.FIFTH, plots.BASE)
-    figure, ((axis,),) = plots.panels(height_in=4.2)
+    figure, axes = plots.panels(height_in=4.6)
+    axis = axes[0, 0]
     for number, curve in enumerate(curves):
         x, y = curve.points(metric)
         style = "--" if curve.source else "-"
-        plots.line(axis, x, y, curve.name, colors[number % len(colors)], style=style)
+        color, marker = plots.LOOKS[number % len(plots.LOOKS)]
+        plots.line(axis, x, y, curve.name, color, style=style, marker=marker)
     if curves[0].axis != "snr_db":
-        axis.set_xscale("log")
+        plots.log_rates(axis)
     axis.set_xlabel(AXES[curves[0].axis])
     axis.set_ylabel(METRICS[metric])
-    axis.legend(frameon=False, fontsize=9)
+    plots.legend_below(figure, axes)
     return figure

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dekag.generation.images import Pixels
-from dekag.pictures import PictureFile, PictureFolder
+from dekag.pictures import Picture, PictureFile, PictureFolder
 
 SIDE = 272
 """Longer side of a photograph as it is sent, pixels: a picture of 3:2 is then large enough for MS-SSIM."""
@@ -79,9 +79,10 @@ def photographs_in(folder: PictureFolder, side: int = SIDE) -> list[Photograph]:
     """The pictures of a folder, reduced to a longer side of `side` pixels.
 
     Raises:
-        FileError: a picture is damaged or too large.
+        FileError: pictures are damaged or too large; names all of them.
     """
-    return [load_photograph(each, side, source=folder.name) for each in folder.pictures]
+    read = folder.read(max_side=MAX_FILE_SIDE, max_pixels=MAX_FILE_SIDE**2)
+    return [_reduced(file, picture, side, folder.name) for file, picture in read]
 
 
 def load_photograph(file: PictureFile, side: int = SIDE, *, source: str) -> Photograph:
@@ -90,7 +91,10 @@ def load_photograph(file: PictureFile, side: int = SIDE, *, source: str) -> Phot
     Raises:
         FileError: it is damaged or too large.
     """
-    picture = file.read(max_side=MAX_FILE_SIDE, max_pixels=MAX_FILE_SIDE**2)
+    return _reduced(file, file.read(max_side=MAX_FILE_SIDE, max_pixels=MAX_FILE_SIDE**2), side, source)
+
+
+def _reduced(file: PictureFile, picture: Picture, side: int, source: str) -> Photograph:
     reduced = Image.fromarray(picture.pixels)
     reduced.thumbnail((side, side), Image.Resampling.LANCZOS)
     return Photograph(file.name, source, np.array(reduced), (picture.width, picture.height), picture.notes)

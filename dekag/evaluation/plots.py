@@ -13,14 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 mpl.use("svg")
-from matplotlib import font_manager
+from matplotlib import font_manager, ticker
 from matplotlib import pyplot as plt
 
 WIDTH_IN = 8.0  # 768 pixels in a browser, the width of a page
+_LEGEND_CHARS = 104  # of all columns of a legend below the panels; a line's handle takes 8
 
 # Okabe and Ito's palette, without the yellow that is too light for lines
 OURS, SECOND, THIRD, FOURTH, FIFTH = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
 BASE, GRID = "#6b6b6b", "#dddddd"
+LOOKS = tuple(zip((OURS, SECOND, THIRD, FOURTH, FIFTH, BASE, "#000000"), "os^DvPX", strict=True))
+"""Colour and marker of each of many lines, which differ where colours repeat or lines cover each other."""
 
 # Only fonts that matplotlib brings: its cached list may lack them, and other fonts make other files.
 font_manager.fontManager.ttflist = []
@@ -65,14 +68,58 @@ def line(
     *,
     interval: Sequence[Sequence[float]] | None = None,
     style: str = "-",
+    marker: str = "o",
 ) -> None:
     """A line with a band for its 95 % interval, (n, 2), and a label for `label_lines`; no points, no line."""
     if not len(x):
         return
-    axis.plot(x, y, style, color=color, label=label, marker="o", markersize=3.5)
+    axis.plot(x, y, style, color=color, label=label, marker=marker, markersize=3.5)
     if interval is not None:
         low, high = np.array(interval).T
         axis.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
+
+
+def barred_line(
+    axis: Any,
+    x: Values,
+    y: Values,
+    label: str,
+    color: str,
+    *,
+    interval: Sequence[Sequence[float]],
+    marker: str,
+) -> None:
+    """A line with a bar for each 95 % interval, (n, 2): bars beside each other are told apart, bands are not.
+
+    The label is for `legend_below`.
+    """
+    low, high = np.array(interval).T
+    ends = np.maximum([np.asarray(y) - low, high - np.asarray(y)], 0)
+    axis.errorbar(
+        x, y, yerr=ends, color=color, label=label, marker=marker, markersize=4.5, capsize=2.5,
+        linewidth=1.4, elinewidth=1.1,
+    )  # fmt: skip
+
+
+def log_rates(axis: Any) -> None:
+    """A logarithmic horizontal axis with plain numbers, such as 0.2, in place of powers of ten."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+
+
+def legend_below(figure: Any, axes: Any) -> None:
+    """Names of the lines of all panels below them, each once: no label covers a line or another label."""
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    columns = max(1, _LEGEND_CHARS // (8 + max(map(len, handles), default=0)))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=min(columns, len(handles)),
+        frameon=False, fontsize=9.5,
+    )  # fmt: skip
 
 
 def label_lines(axis: Any, *, gap: float = 0.075) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -37,6 +37,39 @@ _CSI_OF_FADING: dict[str, tuple[Csi, ...]] = {
     **dict.fromkeys(MIMO, ("perfect",)),  # the detector needs the whole matrix
 }
 
+_TDL = ("tdl-a", "tdl-b", "tdl-c", "tdl-d", "tdl-e")
+
+READ_WITH: dict[str, tuple[str, ...]] = {
+    "tau_rms_s": ("rayleigh", "rician", *_TDL, *MIMO),
+    "rician_k_db": ("rician",),
+    "speed_m_s": _TDL,
+    "trace": ("trace",),
+    "trace_start_s": ("trace",),
+}
+"""Fields that only some of the built-in kinds of fading read, and which. All kinds read the other fields."""
+
+
+def unread(field: str, fading: str) -> str | None:
+    """What a field must be where the fading does not read it, in words; None where it may.
+
+    Example:
+        >>> from dekag.link.conditions import unread
+        >>> unread("rician_k_db", "awgn"), unread("rician_k_db", "rician")
+        ('left out unless fading is rician', None)
+    """
+    kinds = READ_WITH.get(field, ())
+    if not kinds or fading in kinds or fading not in get_args(Fading):  # a plug-in may read any
+        return None
+    *others, last = kinds
+    named = f"{', '.join(others)} or {last}" if others else last
+    return f"left out unless fading is {named}"
+
+
+def without_unread(link: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a link without those that its fading does not read (`READ_WITH`)."""
+    fading = str(link.get("fading") or LinkConditions.model_fields["fading"].default)
+    return {name: value for name, value in link.items() if unread(name, fading) is None}
+
 
 def _known_fading(name: str) -> str:
     try:
@@ -58,7 +91,7 @@ class LinkConditions(Document):
     """Mean SNR and fading of one transmission, and the knowledge and equaliser of its two ends.
 
     A field that does not apply to the chosen fading has no effect; only `trace` is refused then, as it
-    suggests that another fading was intended.
+    suggests that another fading was intended. `GivenConditions` refuse the others, too.
 
     Example:
         >>> from dekag import LinkConditions
@@ -94,7 +127,8 @@ class LinkConditions(Document):
         ge=0.0,
         le=1e-4,
         allow_inf_nan=False,
-        description="RMS delay spread, s; 0 (all blocks fade together) to 1e-4. No effect on awgn and trace.",
+        description="RMS delay spread, s; 0 (all blocks fade together) to 1e-4. Rayleigh, Rician, TDL and "
+        "MIMO only.",
         examples=[1e-6],
     )
     rician_k_db: float = Field(
@@ -125,7 +159,8 @@ class LinkConditions(Document):
         ge=0.0,
         le=86_400.0,
         allow_inf_nan=False,
-        description="Time in the trace at which the transmission starts, s; 0 to 86400. Traces repeat.",
+        description="Time in the trace at which the transmission starts, s; 0 to 86400. Traces repeat. "
+        "Fading trace only.",
         examples=[0.0],
     )
     csi: Csi = Field(
@@ -182,3 +217,23 @@ class LinkConditions(Document):
     def sender_snr_db(self) -> float:
         """The mean SNR as known to the sender, dB."""
         return self.snr_db if self.reported_snr_db is None else self.reported_snr_db
+
+
+class GivenConditions(LinkConditions):
+    """Conditions as somebody writes them, in a request or in a sweep: what nothing would read is refused.
+
+    That is a field that the chosen fading does not read (`READ_WITH`). Its default is allowed, as in
+    documents that have all defaults written out.
+
+    Raises:
+        pydantic.ValidationError: names the field, and the kinds of fading that read it.
+    """
+
+    @field_validator("tau_rms_s", "rician_k_db", "speed_m_s", "trace_start_s")
+    @classmethod
+    def _is_read(cls, value: float, info: ValidationInfo) -> float:
+        field = str(info.field_name)
+        allowed = unread(field, info.data.get("fading", ""))
+        if allowed is not None and value != cls.model_fields[field].default:
+            raise PydanticCustomError("unread", "must be {allowed}", {"allowed": allowed})
+        return value

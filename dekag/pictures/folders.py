@@ -107,6 +107,28 @@ class PictureFolder:
         names = ", ".join(self.skipped[:5]) + (" ..." if len(self.skipped) > 5 else "")
         return f"Skipped, as they are no pictures, or results of dekag link ({len(self.skipped)}): {names}"
 
+    def read(
+        self, *, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS
+    ) -> Iterator[tuple[PictureFile, Picture]]:
+        """Each file with its picture, one after another; the limits are those of `read_picture`.
+
+        Raises:
+            FileError: some cannot be read. It comes after the last of the others, and names all of them.
+        """
+        broken: list[FileError] = []
+        for each in self.pictures:
+            try:
+                picture = each.read(max_side=max_side, max_pixels=max_pixels)
+            except FileError as error:
+                broken.append(error)
+                continue
+            yield each, picture
+        if len(self.pictures) == 1 and broken:
+            raise broken[0]
+        if broken:
+            count = f"{len(broken)} of {len(self.pictures)} pictures that cannot be read"
+            raise FileError(self.path, f"has {count}; repair or remove them: {'; '.join(map(str, broken))}")
+
     def content_hash(self) -> str:
         """SHA-256 (hex) of all names, prompts and contents."""
         digest = hashlib.sha256()

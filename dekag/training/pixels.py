@@ -47,11 +47,10 @@ def reduced_photographs(folder: PictureFolder, sizes: Sequence[int] = SIZES) -> 
     Pictures that are too small for a square are left out.
 
     Raises:
-        FileError: a picture is damaged or too large.
+        FileError: pictures are damaged or too large; names all of them.
     """
     found: list[list[Pixels]] = []
-    for file in folder.pictures:
-        picture = file.read(max_side=MAX_FILE_SIDE, max_pixels=MAX_FILE_SIDE**2)
+    for _, picture in folder.read(max_side=MAX_FILE_SIDE, max_pixels=MAX_FILE_SIDE**2):
         whole = Image.fromarray(picture.pixels)
         own = []
         for size in sizes:

@@ -56,10 +56,11 @@ def compare(
     over_snr = mine.axis == "snr_db"
     table = Table(title=f"{mine.name}, compared over {curves.AXES[mine.axis]}", title_justify="left")
     table.add_column("against")
-    table.add_column("SNR at equal quality, dB" if over_snr else "BD-rate, %", justify="right")
-    table.add_column("BD-PSNR, dB" if metric == "psnr" else "BD-MS-SSIM, dB", justify="right")
-    table.add_column("shared range", justify="right")
-    table.add_column("")
+    quality = "PSNR" if metric == "psnr" else "MS-SSIM"
+    table.add_column(f"SNR at equal\n{quality}, dB" if over_snr else "BD-rate, %", justify="right")
+    table.add_column(f"BD-{quality}, dB", justify="right")
+    table.add_column(f"shared range\nof {quality}", justify="right")
+    table.add_column("curve from")
     for each, result in zip(others, found, strict=True):
         saved = result.snr_db if over_snr else result.rate_percent
         table.add_row(
@@ -67,10 +68,15 @@ def compare(
             _signed(saved),
             _signed(result.quality_db),
             f"{100 * result.overlap:.0f} %",
-            "published" if each.source else "measured",
+            "publication" if each.source else "own file",
         )
     console = plain_console()
     console.print(table)
+    console.print(
+        f"shared range: the part of the range of {quality} of both curves that both reach; below half, the "
+        "means say little.",
+        soft_wrap=True,
+    )
     for each in others:
         if each.source:
             typer.echo(f"{each.name}: {each.source}")

@@ -20,7 +20,7 @@ from dekag.link import LinkConditions
 from dekag.makd.topics import matching
 from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
-from services.cli.extras import exit_status
+from services.cli.extras import as_typed, exit_status
 from services.cli.report import report_table, write_images
 from services.common.environment import get
 from services.launcher.stack import HOST, Stack, Stopped
@@ -86,7 +86,7 @@ def run_demo(
     except Stopped:
         return 130
     except DekagError as error:
-        console.print(f"{error}\nLogs: {RUN_DIR / 'demo'}", style="red", soft_wrap=True)
+        console.print(f"{as_typed(error)}\nLogs: {RUN_DIR / 'demo'}", style="red", soft_wrap=True)
         return exit_status(error)
     console.print(f'\n"{prompt}", seed {seed}\n')
     console.print(report_table(images))

@@ -18,7 +18,7 @@ from dekag.console import plain_console
 from dekag.errors import DekagError, FileError, NotFoundError
 from dekag.files import check_folder, read_lines
 from dekag.makd.topics import topic_prompts
-from services.cli.extras import exit_status
+from services.cli.extras import as_typed, exit_status
 from services.cli.options import DEFAULT_TIMEOUT_S
 from services.cli.report import write_images
 
@@ -97,7 +97,7 @@ def run_distill(
         err.print(text, style="red", soft_wrap=True)
         return 1
     except DekagError as error:
-        err.print(str(error), style="red", soft_wrap=True)
+        err.print(str(as_typed(error)), style="red", soft_wrap=True)
         return exit_status(error)
     if as_json:
         typer.echo(json.dumps({**update.model_dump(), "pictures": [str(path) for path in written]}))

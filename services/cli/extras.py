@@ -8,15 +8,17 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from dekag.errors import (
     ConflictError,
     DekagError,
     ExhaustedError,
+    FileError,
     InvalidInputError,
     MismatchError,
     NotFoundError,
@@ -49,6 +51,39 @@ MODULES = {
 OTHERS = "services"
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # which typer does not export
+
+
+_running: ContextVar[Any] = ContextVar("running", default=None)  # the context of the command that runs
+
+
+class Command(TyperCommand):
+    """A command whose errors name its options as they are typed, not the fields that they set."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs it."""
+        token = _running.set(ctx)
+        try:
+            return super().invoke(ctx)
+        except InvalidInputError as error:
+            raise as_typed(error) from None
+        finally:
+            _running.reset(token)
+
+
+def as_typed(error: DekagError) -> DekagError:
+    """The error, named after the option of the running command that sets its field, if one does.
+
+    An option without a value sets nothing: a field without a dot may be one of a file that the command reads.
+    """
+    context = _running.get()
+    if context is None or not isinstance(error, InvalidInputError) or isinstance(error, FileError):
+        return error
+    field = error.field.rpartition(".")[2]
+    for each in context.command.params:
+        sets = field != error.field or context.params.get(each.name) not in (None, [], ())
+        if each.param_type_name == "option" and each.name == field and sets:
+            return error.named(each.opts[0])
+    return error
 
 
 class Commands(TyperGroup):

@@ -18,7 +18,7 @@ from dekag.console import plain_console
 from dekag.errors import DekagError, InvalidInputError, MismatchError
 from dekag.files import check_folder
 from dekag.words import folded
-from services.cli.extras import exit_status
+from services.cli.extras import as_typed, exit_status
 from services.cli.options import DEFAULT_TIMEOUT_S
 from services.cli.report import report_table
 
@@ -64,7 +64,7 @@ def run_image(
     except UnreachableError as error:
         return _fail(err, f"{error}: start it with `dekag up`", 1)
     except DekagError as error:
-        return _fail(err, str(error), exit_status(error))
+        return _fail(err, str(as_typed(error)), exit_status(error))
     report = image.report
     if as_json:
         typer.echo(report.model_dump_json())  # rich would colour it

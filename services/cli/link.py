@@ -18,12 +18,13 @@ from dekag import plugins
 from dekag.api.limits import check_seed
 from dekag.console import plain_console
 from dekag.energy import NO_COUNTERS, POWERCAP, EnergyMeter
-from dekag.errors import DekagError, InvalidInputError
+from dekag.errors import DekagError, FileError, InvalidInputError
 from dekag.files import check_folder
 from dekag.link import LinkConditions
 from dekag.link.conditions import BUILT_IN_TRACES
 from dekag.pictures import PictureFile, find_pictures
 from dekag.pictures.folders import ROWS
+from services.cli.extras import as_typed
 
 if TYPE_CHECKING:
     from dekag.generation.images import ImageFormat, Pixels
@@ -37,6 +38,9 @@ SEMANTIC = "semantic"
 
 PIXELS = "pixels"
 """Delivery by the profile's codec of pixels, without an autoencoder."""
+
+_RATE_SHOWN = 0.02
+"""Largest relative difference of a rate from the one asked for that is not worth a note: it is rounded."""
 
 Row = dict[str, Any]
 _Sent = tuple[str, "ReceivedPicture"]
@@ -128,7 +132,7 @@ def run_link(
                     limit_db = _limit_db(picture, links, seed)
                 except DekagError as error:
                     failed += 1
-                    err.print(str(error), style="red", soft_wrap=True)
+                    err.print(_told(each, error), style="red", soft_wrap=True)
                     continue
             for (delivery, received), energy in sent:
                 row = {
@@ -141,7 +145,7 @@ def run_link(
                 if as_json:
                     typer.echo(json.dumps(row))
     if not as_json and rows:
-        for note in _notes(rows):
+        for note in _notes(rows, options.cbr):
             out.print(note, soft_wrap=True)
         out.print(_table(rows))
         if any(row["autoencoder_psnr_db"] is not None for row in rows):
@@ -173,7 +177,9 @@ def _links(options: LinkOptions) -> Mapping[str, SemanticLink]:
     if PIXELS in options.deliveries:
         if profile.pixel_codec is None:
             raise InvalidInputError("--delivery", "another one: the profile names no pixel_codec", PIXELS)
-        links[PIXELS] = PixelLink.load(profile)
+        links[PIXELS] = pixels = PixelLink.load(profile)
+        if (note := pixels.rate_note(options.cbr)) is not None:
+            plain_console(stderr=True).print(f"{PIXELS}: {note}", style="yellow", soft_wrap=True)
     if not semantic:
         return links
     check_latents(profile)
@@ -283,6 +289,11 @@ def _score(metric: Metric, pixels: Pixels, sent: Pixels) -> float:
         return math.nan
 
 
+def _told(file: PictureFile, error: DekagError) -> str:
+    """Why a picture could not be sent; errors of its file name that themselves."""
+    return str(error) if isinstance(error, FileError) else f"{file.name}: {as_typed(error)}"
+
+
 def _received_names(pictures: Iterable[PictureFile]) -> dict[str, str]:
     """What the received picture of each is called, a PNG: no two alike."""
     sent = [each.name for each in pictures]
@@ -308,12 +319,16 @@ def _saved(name: str, delivery: str, received: ReceivedPicture, output: Path) ->
     return {"received": str(path)}
 
 
-def _notes(rows: Sequence[Row]) -> Iterator[str]:
-    """How each picture was sent, and what was done to its samples."""
+def _notes(rows: Sequence[Row], cbr: float) -> Iterator[str]:
+    """How each picture was sent, what was done to its samples, and which rate is not the one asked for."""
     for name in dict.fromkeys(row["picture"] for row in rows):
         own = [row for row in rows if row["picture"] == name]
         ways = dict.fromkeys(row["tiling"] or f"a file of {row['file_bytes']:,} bytes" for row in own)
         yield f"{name}: {'; '.join([*own[0]['notes'], *ways])}"
+        for row in own:
+            if cbr and row["tiling"] is not None and abs(row["cbr"] / cbr - 1) > _RATE_SHOWN:
+                sent = f"sent at CBR {_rate(row['cbr'])} instead of {_rate(cbr)}"
+                yield f"{name}, {row['delivery']}: {sent}, which codec and size do not have"
 
 
 def _table(rows: Sequence[Row]) -> Table:

@@ -9,7 +9,7 @@ import typer
 
 from dekag.client import Client, Knowledge, UnreachableError
 from dekag.errors import DekagError
-from services.cli.extras import exit_status
+from services.cli.extras import as_typed, exit_status
 
 
 def run_publish(folders: Sequence[Path], *, url: str) -> int:
@@ -32,7 +32,7 @@ def run_publish(folders: Sequence[Path], *, url: str) -> int:
                 )
                 return 1
             except DekagError as error:
-                typer.echo(f"{folder}: {error}", err=True)
+                typer.echo(f"{folder}: {as_typed(error)}", err=True)
                 return exit_status(error)
             what = f"of {published.topic}" if isinstance(published, Knowledge) else "of the codec's adapters"
             typer.echo(

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from dekag.api.limits import MAX_STEPS, check_cbr, check_prompt, check_target_psnr_db
 from dekag.api.schemas import ImageFormat, Restoration
+from dekag.errors import InvalidInputError
 from dekag.files import list_folder
-from dekag.link.conditions import BUILT_IN_TRACES, Csi, EqualizerKind, Fading, LinkConditions
+from dekag.link.conditions import BUILT_IN_TRACES, Csi, EqualizerKind, Fading, LinkConditions, unread
+from dekag.link.registry import MIMO
 from dekag.makd.config import RANGES, DistillConfig
 from services.cli.extras import UsageError
 from services.cli.link import DELIVERIES as LINK_DELIVERIES
@@ -32,7 +34,7 @@ from services.cli.options import (
 # the link of `demo`, `link` and `image`
 Prompt = Annotated[str, typer.Option(help="Text that describes the image.")]
 _SNR_DB = "Mean Es/N0 per complex channel use, dB; -20 to 40."
-TauRms = Annotated[float, typer.Option(help="RMS delay spread, s.")]
+TauRms = Annotated[float, typer.Option(help="RMS delay spread, s; rayleigh, rician, tdl-* and mimo-* only.")]
 RicianK = Annotated[
     float, typer.Option(help="Power of the direct path over the scattered ones, dB; rician only.")
 ]
@@ -61,6 +63,7 @@ def up(free_ports: FreePorts = False) -> None:
 
 
 def demo(
+    context: typer.Context,
     prompt: Prompt = "a snail on the beach",
     snr_db: Annotated[float, typer.Option(help=_SNR_DB)] = 5.0,
     fading: Annotated[str, typer.Option(help=_FADING)] = "rayleigh",
@@ -77,6 +80,7 @@ def demo(
     from services.cli.demo import run_demo
 
     link = _conditions(
+        context,
         snr_db=snr_db,
         fading=fading,
         tau_rms_s=tau_rms_s,
@@ -89,16 +93,33 @@ def demo(
     raise typer.Exit(run_demo(prompt=prompt, link=link, seed=seed, output=output))
 
 
-def _conditions(**values: Any) -> LinkConditions:
-    """The conditions that options give; BadParameter names the option that is out of range."""
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option was given, be it with its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _conditions(context: typer.Context, **values: Any) -> LinkConditions:
+    """The conditions that options give; BadParameter names the option that is out of range, or not read."""
     try:
-        return LinkConditions(**values)
+        conditions = LinkConditions(**values)
     except ValidationError as error:
         first = error.errors()[0]
         option = f"--{str(first['loc'][0]).replace('_', '-')}"
         problem = _bounds(str(first["loc"][0]), first["type"])
-        said = f"must be {problem}; got {first['input']}" if problem else first["msg"]
+        said = f"must be {problem}; got {first['input']}" if problem else _in_options(first["msg"])
         raise typer.BadParameter(said, param_hint=option) from None
+    for name in values:
+        if (allowed := unread(name, conditions.fading)) is not None and _given(context, name):
+            raise typer.BadParameter(
+                _in_options(f"must be {allowed}"), param_hint=f"--{name.replace('_', '-')}"
+            )
+    return conditions
+
+
+def _in_options(said: str) -> str:
+    """What is said of fields, said of the options that give them."""
+    return said.replace("fading is", "--fading is")
 
 
 def _bounds(field: str, kind: str) -> str | None:
@@ -264,6 +285,7 @@ def image(
 
 
 def link(
+    context: typer.Context,
     path: Annotated[
         Path,
         typer.Argument(
@@ -343,6 +365,7 @@ def link(
     from services.cli.link import LinkOptions, run_link
 
     conditions = _conditions(
+        context,
         snr_db=snr_db,
         fading=fading,
         tau_rms_s=tau_rms_s,
@@ -365,18 +388,26 @@ def link(
         problem = "is required with --cbr auto" if rate == "auto" else "requires --cbr auto"
         raise typer.BadParameter(problem, param_hint="--target-psnr-db")
     latent = [name for name in deliveries if name.startswith("semantic")]
-    for option, unused, needed in (
-        ("--restoration", restoration != "none" and "semantic" not in deliveries, "semantic"),
-        ("--prompt", prompt is not None and not latent, "semantic or semantic-unaligned"),
-        ("--image-format", image_format != "webp" and "conventional" not in deliveries, "conventional"),
+    as_file = deliveries == ["conventional"]
+    joint = "semantic, semantic-unaligned or pixels"
+    for name, unused, needed in (
+        ("restoration", "semantic" not in deliveries, "semantic"),
+        ("prompt", not latent, "semantic or semantic-unaligned"),
+        ("image_format", "conventional" not in deliveries, "conventional"),
+        ("cbr", as_file, joint),
+        ("equalizer", as_file and fading not in MIMO, joint),
     ):
-        if unused:
+        if unused and _given(context, name):
+            option = f"--{name.replace('_', '-')}"
             raise typer.BadParameter(f"requires --delivery {needed}", param_hint=option)
     for name in ("semantic-unaligned", "pixels"):
         if rate == "auto" and name in deliveries:
             raise typer.BadParameter(f"auto needs the adapters, which {name} lacks", param_hint="--cbr")
     if isinstance(rate, float):
-        check_cbr(rate)
+        try:
+            check_cbr(rate)
+        except InvalidInputError as error:
+            raise InvalidInputError("--cbr", error.allowed, cbr) from None
     if target_psnr_db is not None:
         check_target_psnr_db(target_psnr_db)
     if prompt is not None:

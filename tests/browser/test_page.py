@@ -624,6 +624,18 @@ def test_settings_that_the_form_lacks_are_kept(
     assert number(uses) != made.report.channel_uses
 
 
+def test_a_delay_spread_is_sent_only_where_the_fading_reads_it(page: Page) -> None:
+    unfold(page, "More settings")
+    unfold(page, "Link and knowledge")
+    page.locator("#tau_rms_s").fill("3e-7")
+    for fading, reads in (("rician", True), ("awgn", False)):
+        with page.expect_request(
+            lambda request, fading=fading: f'"fading":"{fading}"' in (request.post_data or "")
+        ) as asked:
+            page.locator("#fading").select_option(fading)
+        assert ('"tau_rms_s":3e-7' in str(asked.value.post_data)) is reads
+
+
 def test_a_report_without_psnr_says_so_and_a_file_made_without_is_measured(
     page: Page, stack: Stack, tmp_path: Path
 ) -> None:

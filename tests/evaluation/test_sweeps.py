@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from dekag import plugins
 from dekag.errors import DekagError, FileError, InvalidInputError, MismatchError, NotFoundError
+from dekag.evaluation import plots
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.registry import read_figures, record
 from dekag.evaluation.reports.end_to_end import FILES, REPORT
@@ -26,7 +27,7 @@ from dekag.evaluation.sweeps.checks import check_points
 from dekag.evaluation.sweeps.command import run
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, channel_seed, identity
 from dekag.evaluation.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
-from dekag.evaluation.sweeps.table import link_name, table
+from dekag.evaluation.sweeps.table import link_name, metric_plot, table
 from dekag.generation.images import to_png
 from dekag.generation.side_information import SideInformation
 from dekag.inventory import latent_shape
@@ -127,6 +128,12 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
             "traces must be left out unless a link plays a trace",
         ),
         ("{name: a, deliveries: [cala], typo: 1}", "typo"),
+        (
+            "{name: a, deliveries: [cala], links: [{fading: rayleigh, speed_m_s: 3}]}",
+            r"links must be valid \(speed_m_s: must be left out unless fading is tdl-a, tdl-b, .* or tdl-e\)",
+        ),
+        ("{name: a, deliveries: [cala], links: [{trace_start_s: 3}]}", "trace_start_s: must be left out"),
+        ("{name: a, deliveries: [cala], links: [{rician_k_db: 99}]}", r"\(rician_k_db: .* less than"),
     ],
 )
 def test_a_bad_grid_is_refused_by_its_field(text: str, told: str, tmp_path: Path) -> None:
@@ -307,6 +314,18 @@ def test_rates_and_pictures_are_checked_before_anything_is_sent(
     (damaged / "b.png").write_bytes((damaged / "b.png").read_bytes()[:90])
     with pytest.raises(FileError, match=r"b\.png"):
         run(picture_grid(profile, damaged), runs=tmp_path)
+    (damaged / "a.png").write_bytes((damaged / "a.png").read_bytes()[:90])
+    with pytest.raises(FileError, match=r"2 of \d pictures .* repair or remove.*: \S*a\.png .*; \S*b\.png"):
+        run(picture_grid(profile, damaged), runs=tmp_path)
+
+
+def test_files_that_are_no_pictures_are_named(profile: str, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures, own := tmp_path / "own")
+    (own / "empty.jpg").touch()
+    text = f"{{name: a, profile: {profile}, pictures: {own}, deliveries: [unaligned], cbr: [1/6]}}"
+    done = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), "--results", str(tmp_path / "r")])
+    assert done.exit_code == 2, "the rate is refused before anything is measured"
+    assert "(1): empty.jpg" in " ".join(done.output.split())
 
 
 def test_the_highest_rate_that_is_allowed_is_measured(profile: str, pictures: Path, tmp_path: Path) -> None:
@@ -440,7 +459,7 @@ def test_the_folder_of_traces_is_an_option(
     words = ["sweep", str(written(tmp_path, text)), "--results", str(tmp_path / "results")]
     refused = CliRunner().invoke(app, words)
     assert refused.exit_code == 2
-    assert "link.trace must be one of" in refused.output
+    assert "links.trace must be one of" in refused.output
     done = CliRunner().invoke(app, [*words, "--traces", str(traces)])
     assert done.exit_code == 0, done.output
     (row,) = [json.loads(line) for line in (tmp_path / "results/mine/cells.jsonl").read_text().splitlines()]
@@ -448,6 +467,9 @@ def test_the_folder_of_traces_is_an_option(
     text = f"{{name: mine, profile: {profile}, deliveries: [unaligned]}}"
     unplayed = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), "--traces", str(traces)])
     assert unplayed.exit_code == 2
+    assert unplayed.output.startswith("--traces must be valid (traces must be left out unless a link plays")
+    words = ["sweep", str(written(tmp_path, text)), "--metric", "beauty"]
+    assert CliRunner().invoke(app, words).output.startswith("--metric must be valid (beauty: must be of")
     assert "traces must be left out" in " ".join(unplayed.output.split())
 
 
@@ -760,6 +782,24 @@ def test_overall_refuses_to_conclude_from_half_a_grid(
         end_to_end.run_overall(sweep=written(tmp_path, text), results=tmp_path, runs=tmp_path / "runs")
 
 
+def test_lines_of_a_plot_are_told_apart(profile: str) -> None:
+    """One name for each line that has points; the intervals at one SNR stand side by side."""
+    points = grid(profile, deliveries=["unaligned", "digital", "prompt-only"], snr_db=[0, 10]).points()
+    values = {"unaligned": [1.0, 2.0], "digital": [1.0, 2.0], "prompt-only": [None, None]}
+    rows = [
+        {"cell": point.model_dump(mode="json"), "metrics": {"psnr_db": values[point.delivery.name]}}
+        for point in points
+    ]
+    figure = metric_plot(rows, "psnr_db")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["unaligned", "digital"]
+    first, second = (container.lines[0] for container in figure.axes[0].containers)
+    assert (first.get_xdata() < second.get_xdata()).all()
+    assert first.get_marker() != second.get_marker()
+    assert figure.axes[0].get_ylabel() == "PSNR, dB"
+    plots.as_svg(figure)
+
+
 def test_tables_and_plots_of_any_sweep(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(
@@ -914,6 +954,16 @@ def test_pixels_are_sent_as_by_the_link_and_at_its_rates(
         assert row["metrics"]["psnr_db"][number] == pytest.approx(alone.psnr_db, abs=0.01)
     assert row["channel_uses"] == pytest.approx(np.mean([200 * 60, 64 * 64, 5 * 4]) / 2)
     assert run(sweep, runs=tmp_path).measured == 0
+
+
+def test_a_rate_that_the_codec_of_pixels_never_saw_is_told(
+    profile: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: Measurement({"psnr_db": [1.0]}, 1.0, 0.0, 0, 0.0))
+    told = "pixels: the codec of pixels was trained at rates from 1/96 to 1/6"
+    for cbr, times in (("1/200", 1), ("1/96", 0)):
+        run(picture_grid(profile, pictures, deliveries=["pixels"], cbr=[cbr]), runs=tmp_path)
+        assert capsys.readouterr().err.count(told) == times
 
 
 def test_points_of_pixels_depend_on_their_codec_and_no_others_do(

@@ -44,6 +44,17 @@ def test_pictures_are_found_by_their_contents_in_order(folder: Path) -> None:
     assert len(find_pictures(folder, count=1).pictures) == 1
 
 
+def test_all_pictures_that_cannot_be_read_are_named_at_once(folder: Path) -> None:
+    for name in ("e.png", "f.png"):
+        (folder / name).write_bytes(to_png(noise())[:90])
+    read = find_pictures(folder).read()
+    assert [next(read)[0].name, next(read)[0].name] == ["b.png", "sub/a.txt"]
+    with pytest.raises(FileError, match=r"has 2 of 4 pictures that cannot be read.*e\.png must be.*f\.png"):
+        next(read)
+    with pytest.raises(FileError, match=r"^\S*e\.png must be"):
+        next(find_pictures(folder / "e.png").read())
+
+
 def test_what_dekag_link_received_is_left_out_of_its_sources(folder: Path) -> None:
     received = folder / "link-out" / "semantic"
     received.mkdir(parents=True)

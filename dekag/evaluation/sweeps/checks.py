@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dekag import plugins
+from dekag.console import plain_console
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.sweeps.grid import DIGITAL, PIXELS, WORLD, EvaluationPoint, PictureSource, Sweep
@@ -44,7 +45,7 @@ def check_points(points: Sequence[EvaluationPoint]) -> None:
 
     Raises:
         InvalidInputError: names the field of the sweep and what it allows.
-        FileError: a picture is damaged or too large.
+        FileError: pictures are damaged or too large; names all of them.
         NotFoundError: the profile has no scorer, which a metric or a digital delivery needs.
     """
     if not points:
@@ -93,8 +94,8 @@ def _check_rates(points: Sequence[EvaluationPoint], bank: ModelBank) -> None:
 
 def _sizes(source: PictureSource) -> list[tuple[int, int]]:
     """Width and height of the pictures, each once."""
-    pictures = (each.read() for each in source.found().pictures)
-    return list(dict.fromkeys((picture.width, picture.height) for picture in pictures))
+    read = source.found().read()
+    return list(dict.fromkeys((picture.width, picture.height) for _, picture in read))
 
 
 def _highest(codec: str, width: int, height: int, bank: ModelBank) -> float:
@@ -106,6 +107,8 @@ def _highest(codec: str, width: int, height: int, bank: ModelBank) -> float:
 
 def _check_pixels(name: str, cbr: float, sizes: Sequence[tuple[int, int]], bank: ModelBank) -> None:
     """The codec of pixels says itself what it allows."""
+    if (note := bank.pixel_link.rate_note(cbr)) is not None:
+        plain_console(stderr=True).print(f"{name}: {note}", style="yellow", soft_wrap=True)
     for width, height in sizes:
         try:
             bank.pixel_link.rate(width, height, cbr)

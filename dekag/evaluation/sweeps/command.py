@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dekag.console import plain_console
 from dekag.documents import read_json
-from dekag.errors import DekagError
+from dekag.errors import DekagError, InvalidInputError
 from dekag.evaluation.models import model_bank
 from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.plots import write_plot
@@ -72,7 +72,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
         InvalidInputError: Ray is asked for and is not installed, or cannot be reached; or points that are to
             be measured cannot be.
         NotFoundError: there is no such profile, or it lacks a scorer that is needed.
-        FileError: a picture is damaged or too large.
+        FileError: pictures are damaged or too large; names all of them.
     """
     hashes, commit = identity(sweep.profile), current_commit()
     known = as_one(hashes)
@@ -178,7 +178,14 @@ def run_sweep(
         InvalidInputError: the grid is not valid.
         DekagError: points failed; what was measured is written nevertheless.
     """
-    sweep = read_sweep(path, pictures=pictures, traces=traces, metrics=metrics)
+    try:
+        sweep = read_sweep(path, pictures=pictures, traces=traces, metrics=metrics)
+    except InvalidInputError as error:
+        if metrics and error.field == "metrics":
+            raise error.named("--metric") from None
+        raise
+    if sweep.pictures is not None and (note := sweep.pictures.found().skipped_note):
+        plain_console(stderr=True).print(note, soft_wrap=True)
     folder = results / sweep.name
     check_folder(folder)  # now, and not when all has been measured
     outcome = run(sweep, ray=ray, workers=workers)

@@ -33,11 +33,11 @@ from pydantic_core import PydanticCustomError
 from dekag import plugins
 from dekag.api.limits import MAX_CBR
 from dekag.documents import read_yaml
-from dekag.errors import InvalidInputError, NotFoundError
+from dekag.errors import FileError, InvalidInputError, NotFoundError
 from dekag.evaluation.store import content_key
 from dekag.files import list_folder
 from dekag.link import trace
-from dekag.link.conditions import BUILT_IN_TRACES, LinkConditions
+from dekag.link.conditions import BUILT_IN_TRACES, GivenConditions, LinkConditions
 from dekag.makd.topics import read_topics
 from dekag.pictures import PictureFolder, find_pictures
 from dekag.pixel_modules import pixel_codec_hash
@@ -356,7 +356,12 @@ class Sweep(Document):
         for link in links:
             if "snr_db" in link:
                 raise PydanticCustomError("links", "snr_db is an axis of its own: list it under snr_db")
-            LinkConditions.model_validate(link)
+            try:
+                GivenConditions.model_validate(link)
+            except ValidationError as error:
+                first = error.errors()[0]
+                told = {"field": ".".join(map(str, first["loc"])), "problem": first["msg"]}
+                raise PydanticCustomError("links", "{field}: {problem}", told) from None
         return links
 
     def points(self) -> list[EvaluationPoint]:
@@ -408,7 +413,12 @@ class Sweep(Document):
             return None
         folder = BUILT_IN_TRACES if self.traces is None else Path(self.traces)
         list_folder(folder)
-        trace.load(conditions.trace, folder)
+        try:
+            trace.load(conditions.trace, folder)
+        except FileError:
+            raise
+        except InvalidInputError as error:
+            raise error.named("links.trace") from None
         if self.traces is None:
             return None
         return TraceSource(
@@ -455,7 +465,8 @@ def read_sweep(
         )
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or str(path)
+        of_all = first["type"] if first["type"] in Sweep.model_fields else str(path)
+        place = ".".join(str(part) for part in first["loc"]) or of_all
         raise InvalidInputError(place, _valid(error), first["input"]) from None
 
 

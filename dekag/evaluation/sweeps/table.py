@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from dekag.evaluation.statistics import mean_ci95
 from dekag.evaluation.sweeps.grid import REFERENCE_METRICS
 from dekag.link.conditions import LinkConditions
 
-COLOURS = (plots.OURS, plots.SECOND, plots.THIRD, plots.FOURTH, plots.FIFTH, plots.BASE, "#000000")
+_QUANTITIES = {"psnr_db": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM"}
+_PAGE_CHARS = 84  # of titles, in all columns of a plot
+_SHIFT = 0.01  # of the range of SNRs, between the bars of two deliveries
 
 
 def link_name(link: dict[str, Any]) -> str:
@@ -97,9 +100,17 @@ def draw_lines(axis: Any, rows: Sequence[Row], metric: str, styles: dict[str, tu
                 points.setdefault(row["cell"]["link"]["snr_db"], []).append(row)
         if not points:
             continue
-        snrs_db = sorted(points)
-        means, lows, highs = zip(*(_band(points[snr], metric) for snr in snrs_db), strict=True)
-        plots.line(axis, snrs_db, means, label, color, interval=list(zip(lows, highs, strict=True)))
+        snrs_db, means, interval = _curve(points, metric)
+        plots.line(axis, snrs_db, means, label, color, interval=interval)
+
+
+def _curve(
+    points: dict[float, list[Row]], metric: str
+) -> tuple[list[float], list[float], list[tuple[float, float]]]:
+    """SNRs, means and their 95 % intervals, of the rows of each SNR."""
+    snrs_db = sorted(points)
+    bands = [_band(points[snr], metric) for snr in snrs_db]
+    return snrs_db, [mean for mean, _, _ in bands], [(low, high) for _, low, high in bands]
 
 
 def metric_plot(rows: Sequence[Row], metric: str) -> Any:
@@ -107,17 +118,39 @@ def metric_plot(rows: Sequence[Row], metric: str) -> Any:
     links = list(dict.fromkeys(link_name(row["cell"]["link"]) for row in rows))
     rates = sorted({row["cell"]["cbr"] for row in rows}, reverse=True)
     names = list(dict.fromkeys(row["cell"]["delivery"]["name"] for row in rows))
-    styles = {name: (name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)}
-    figure, axes = plots.panels(len(rates), len(links), height_in=3.0 * len(links), sharex=True, sharey=True)
+    figure, axes = plots.panels(
+        len(rates), len(links), height_in=3.0 * len(links) + 0.8, sharex=True, sharey=True
+    )
     for axis_row, link in zip(axes, links, strict=True):
         for axis, cbr in zip(axis_row, rates, strict=True):
             own = [row for row in rows if (link_name(row["cell"]["link"]), row["cell"]["cbr"]) == (link, cbr)]
-            draw_lines(axis, own, metric, styles)
-            axis.set_title(f"{link}, CBR 1/{1 / cbr:.0f}")
+            _draw_bars(axis, own, metric, names)
+            title = f"{link}, CBR 1/{1 / cbr:.0f}"
+            axis.set_title(textwrap.fill(title, _PAGE_CHARS // len(rates)))
     for axis in axes[-1]:
         axis.set_xlabel("SNR, dB")
     for axis in axes[:, 0]:
-        axis.set_ylabel(metric)
-    for axis in axes[:, -1]:
-        plots.label_lines(axis)
+        axis.set_ylabel(_QUANTITIES.get(metric, metric))
+    figure.suptitle(
+        "Means over images; bars are their 95 % intervals, side by side at the same SNR",
+        x=0.01, ha="left", fontsize=9.5, color=plots.BASE,
+    )  # fmt: skip
+    plots.legend_below(figure, axes)
     return figure
+
+
+def _draw_bars(axis: Any, rows: Sequence[Row], metric: str, names: Sequence[str]) -> None:
+    """The metric against SNR with 95 % bars, a line for each delivery, of one channel and rate."""
+    snrs_db = [row["cell"]["link"]["snr_db"] for row in rows]
+    step_db = _SHIFT * ((max(snrs_db, default=0.0) - min(snrs_db, default=0.0)) or 1.0)
+    for place, name in enumerate(names):
+        points: dict[float, list[Row]] = {}
+        for row in rows:
+            if row["cell"]["delivery"]["name"] == name:
+                points.setdefault(row["cell"]["link"]["snr_db"], []).append(row)
+        snrs, means, interval = _curve(points, metric)
+        if np.isnan(means).all():  # no points, or the metric has no value
+            continue
+        color, marker = plots.LOOKS[place % len(plots.LOOKS)]
+        beside = [snr + (place - (len(names) - 1) / 2) * step_db for snr in snrs]
+        plots.barred_line(axis, beside, means, name, color, interval=interval, marker=marker)

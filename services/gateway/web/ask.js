@@ -40,7 +40,7 @@ function request(data, delivery, own) {
   else Object.assign(body, { picture: own, prompt: data.get("prompt").trim() || null });
   const of = (name) => numeric(data.get(name));
   body.seed = unrounded(of("seed"), "seed");
-  link.tau_rms_s = of("tau_rms_s");
+  if (!["awgn", "trace", "rayleigh-magnitude"].includes(link.fading)) link.tau_rms_s = of("tau_rms_s");
   if (link.fading.startsWith("tdl")) link.speed_m_s = of("speed_m_s");
   if (link.fading === "trace") link.trace = data.get("trace");
   if (semantic) {

@@ -223,14 +223,15 @@ def test_earlier_results_are_kept_unless_forced(folder: Path, tmp_path: Path, du
         ),
         (["--cbr", "auto"], "--target-psnr-db"),
         (["--cbr", "1/96", "--target-psnr-db", "20"], "--target-psnr-db"),
-        (["--cbr", "0"], "cbr must be above 0"),
+        (["--cbr", "0"], "--cbr must be above 0"),
+        (["--cbr", "1/3"], "--cbr must be above 0 and at most 1/6; got '1/3'"),
         (["--delivery", "radio"], "must be of semantic"),
         (["--delivery", "pixels", "--cbr", "auto", "--target-psnr-db", "20"], "which pixels lacks"),
-        (["--cbr", "0.5"], "cbr must be above 0 and at most 1/6"),
-        (["--cbr", "auto", "--target-psnr-db", "99"], "target_psnr_db must be between 5 and 60 dB"),
-        (["--prompt", " "], "prompt must be"),
-        (["--seed", str(2**63 - 1)], "seed must be between 0 and 2**63 - 1"),  # that of the second picture
-        (["--fading", "trace", "--trace", "hike"], "link.trace must be one of drive, walk"),
+        (["--cbr", "0.5"], "--cbr must be above 0 and at most 1/6"),
+        (["--cbr", "auto", "--target-psnr-db", "99"], "--target-psnr-db must be between 5 and 60 dB"),
+        (["--prompt", " "], "--prompt must be"),
+        (["--seed", str(2**63 - 1)], "--seed must be between 0 and 2**63 - 1"),  # that of the second picture
+        (["--fading", "trace", "--trace", "hike"], "--trace must be one of drive, walk"),
         (["--fading", "trace", "--trace", "a", "--trace-start-s", "-1"], "--trace-start-s"),
         (["--traces", "."], "must be left out unless --fading is trace"),
         (["--fading", "trace", "--trace", "a", "--traces", "nowhere"], "nowhere cannot be read"),
@@ -238,6 +239,18 @@ def test_earlier_results_are_kept_unless_forced(folder: Path, tmp_path: Path, du
         (["--delivery", "pixels", "--restoration", "denoiser"], "requires --delivery semantic"),
         (["--delivery", "semantic", "--image-format", "avif"], "requires --delivery conventional"),
         (["--delivery", "conventional", "--prompt", "a fox"], "requires --delivery semantic or"),
+        (["--delivery", "pixels", "--restoration", "none"], "requires --delivery semantic"),
+        (
+            ["--delivery", "conventional", "--cbr", "1/96"],
+            "--cbr: requires --delivery semantic, semantic-un",
+        ),
+        (["--delivery", "conventional", "--equalizer", "zf"], "--equalizer: requires --delivery semantic, "),
+        (["--rician-k-db", "3"], "--rician-k-db: must be left out unless --fading is rician"),
+        (["--speed-m-s", "0"], "unless --fading is tdl-a, tdl-b, tdl-c, tdl-d or tdl-e"),
+        (["--fading", "awgn", "--tau-rms-s", "1e-6"], "--tau-rms-s: must be left out unless --fading is ray"),
+        (["--trace-start-s", "1"], "--trace-start-s: must be left out unless --fading is trace"),
+        (["--trace", "walk"], "--trace: must be left out unless --fading is trace"),
+        (["--fading", "mimo-2x2", "--csi", "pilots"], "--csi: must be perfect when --fading is mimo-2x2"),
     ],
 )
 def test_options_out_of_range_are_named(
@@ -281,7 +294,7 @@ def test_traces_and_recordings_of_ones_own_are_played(
         folder, "--profile", dummy_profile, "--fading", "trace", "--trace", "hike", "--traces", traces
     )
     assert refused.exit_code == 2
-    assert "link.trace must be one of carrier, street" in refused.output
+    assert "--trace must be one of carrier, street" in refused.output
 
 
 def test_a_codec_of_pixels_of_ones_own_is_sent(
@@ -367,3 +380,29 @@ def test_what_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
     done = link(folder, "--profile", tmp_path / "typo", "--output", tmp_path / "out")
     assert done.exit_code == 2
     assert "no profile" in done.output
+
+
+def test_a_rate_below_those_of_the_training_is_told(folder: Path, tmp_path: Path) -> None:
+    words = [folder / "a.png", "--output", tmp_path / "out", "--delivery", "pixels", "--force"]
+    low = link(*words, "--cbr", "1/200")
+    assert low.exit_code == 0, low.output
+    assert "pixels: the codec of pixels was trained at rates from 1/96 to 1/6; at 1/200," in low.output
+    assert "trained" not in link(*words, "--cbr", "1/96").output
+
+
+def test_a_rate_that_codec_and_size_lack_is_told(tmp_path: Path, dummy_profile: Path) -> None:
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "a.png")
+    words = [tmp_path / "a.png", "--profile", dummy_profile, "--output", tmp_path / "out"]
+    done = link(*words, "--delivery", "semantic", "--cbr", "1/20000")
+    assert done.exit_code == 0, done.output
+    told = "a.png, semantic: sent at CBR 1/12288.0 instead of 1/20000.0, which codec and size do not have"
+    assert told in " ".join(done.output.split())
+
+
+def test_a_picture_that_a_rate_is_too_high_for_is_named_with_the_option(
+    folder: Path, tmp_path: Path, dummy_profile: Path
+) -> None:
+    words = [folder, "--profile", dummy_profile, "--output", tmp_path / "out", "--delivery", "semantic"]
+    done = link(*words, "--cbr", "1/7")
+    assert done.exit_code == 1, done.output
+    assert "a.png: --cbr must be above 0 and at most" in " ".join(done.output.split())

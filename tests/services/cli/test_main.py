@@ -148,9 +148,9 @@ async def test_a_seed_that_is_left_out_is_drawn_and_names_the_file(gateway_url: 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--snr-db", "99"], r"link\.snr_db must be a number of at least -20\.0 and at most 40\.0"),
-        (["--size", "1x1"], r"size must be WIDTHxHEIGHT"),
-        (["--cbr", "auto"], r"link\.target_psnr_db must be a PSNR in dB when cbr is auto"),
+        (["--snr-db", "99"], r"--snr-db must be a number of at least -20\.0 and at most 40\.0"),
+        (["--size", "1x1"], r"--size must be WIDTHxHEIGHT"),
+        (["--cbr", "auto"], r"--target-psnr-db must be a PSNR in dB when cbr is auto"),
         (["--knowledge", "no-such-topic"], r"no-such-topic"),
     ],
 )
@@ -228,7 +228,7 @@ def test_a_url_that_is_none_is_refused(
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, [*command, "--url", url])
     assert done.exit_code == 2
-    assert done.stderr.startswith("url must be the URL of a gateway, such as http://127.0.0.1:8080")
+    assert done.stderr.startswith("--url must be the URL of a gateway, such as http://127.0.0.1:8080")
 
 
 @pytest.mark.parametrize(
@@ -507,8 +507,16 @@ def test_a_client_waits_as_long_as_it_is_told(
     for options, status in (([], 1), (["--timeout-s", "300"], 1), (["--timeout-s", "0"], 2)):
         done = CliRunner().invoke(app, [command, "a-boat", "--url", "http://127.0.0.1:1", *options])
         assert done.exit_code == status, done.output
-    assert "timeout_s must be above 0" in done.stderr
+    assert "--timeout-s must be above 0" in done.stderr
     assert waits == [inspect.signature(Client).parameters["timeout_s"].default, 300, 0]
     made = CliRunner().invoke(app, [command, "a-boat", "--timeout-s", "nan"])
     assert made.exit_code == 2
     assert "must be a finite number" in made.stderr
+
+
+def test_a_comparison_says_what_its_columns_are() -> None:
+    done = CliRunner().invoke(app, ["compare", "kodak/vtm", "kodak/hm"])
+    assert done.exit_code == 0, done.output
+    assert "curve from" in done.output
+    assert "publication" in done.output
+    assert "shared range: the part of the range of PSNR of both curves that both reach" in done.output
