@@ -417,12 +417,15 @@ class Generator:
         if prompts is None and self.reader.masked:
             states = {"negative_prompt": None, **states}
         watched = should_continue is not None or on_step is not None
+        # one for each image: samplers that add noise at their steps go on where its first noise ended
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with self._traced.in_use() if self._traced is not None else nullcontext():
             latents: torch.Tensor = self.pipeline(
                 prompt=None if prompts is None else list(prompts),
                 num_inference_steps=self.steps if steps is None else steps,
                 guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
-                latents=self.for_denoiser(self._noise(seeds, width, height)),
+                latents=self.for_denoiser(self._noise(generators, width, height)),
+                generator=generators,
                 width=width,
                 height=height,
                 output_type="latent",
@@ -435,12 +438,10 @@ class Generator:
         check_finite(latents, "generate", seeds=seeds, model_hash=self.model_hash)
         return latents
 
-    def _noise(self, seeds: Sequence[int], width: int, height: int) -> torch.Tensor:
-        """Noise of each seed, drawn in float32 on the CPU: the same for every device and number format."""
+    def _noise(self, generators: Sequence[torch.Generator], width: int, height: int) -> torch.Tensor:
+        """First noise of each image, drawn in float32 on the CPU: the same for every device and format."""
         shape = (1, *self.latent_shape(width, height))
-        return torch.cat(
-            [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        )
+        return torch.cat([torch.randn(shape, generator=generator) for generator in generators])
 
     def for_denoiser(self, values: torch.Tensor) -> torch.Tensor:
         """Values as the denoiser takes them: on its device, floating-point numbers in its format."""

@@ -8,9 +8,11 @@ import struct
 import zlib
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from dekag.errors import InvalidInputError, NotFoundError, NumericalError
 from dekag.generation.images import from_bytes, to_png, to_webp
@@ -117,6 +119,28 @@ def test_rows_of_a_batch_are_nearly_those_drawn_alone(generator: Generator, size
     together = generator.batch(prompts, seeds)
     assert torch.equal(together, generator.batch(prompts, seeds))
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+NOISY = ("EulerAncestralDiscreteScheduler", "LCMScheduler", "DDPMScheduler", "sde-dpmsolver++")
+
+
+@pytest.mark.parametrize("role", ["cloud", "edge"])
+@pytest.mark.parametrize("name", NOISY)
+def test_a_sampler_that_adds_noise_draws_the_image_of_its_seed(name: str, role: str, models: Path) -> None:
+    generator = Generator.from_profile(load_profile(models), role)
+    known = dict(generator.pipeline.scheduler.config)
+    if name == "sde-dpmsolver++":
+        own = DPMSolverMultistepScheduler.from_config({**known, "algorithm_type": name})
+    else:
+        own = getattr(diffusers, name).from_config(known)
+    generator.pipeline.scheduler = own
+    common = {"width": 64, "height": 64, "steps": 4}
+    together = generator.batch(["a red cat", "a boat"], [1, 2], **common)
+    for row, (prompt, seed) in enumerate((("a red cat", 1), ("a boat", 2))):
+        alone = generator.batch([prompt], [seed], **common)
+        torch.randn(7)  # what else is random in the process changes nothing
+        assert torch.equal(alone, generator.batch([prompt], [seed], **common))
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-3)
 
 
 def test_hash_follows_the_weights(models: Path, tmp_path: Path) -> None:
