@@ -8,9 +8,10 @@ rows are held out of training, to measure on.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self
@@ -91,6 +92,9 @@ class LatentSetInfo(BaseModel):
     held_out: int = Field(description="So many of the last rows are not for training.")
     seed: int = Field(description="Seed of the draw of prompts and their seeds, or of the pictures' order.")
     drawn_by: DrawnBy | None = Field(default=None, description="None: encoded from pictures.")
+    pictures_hash: str | None = Field(
+        default=None, description="SHA-256 (hex) of the pictures' files, in the order of the rows."
+    )
     rows: tuple[Row, ...]
 
     @classmethod
@@ -270,6 +274,7 @@ def latents_of_pictures(
         count=count,
         held_out=_held_out(count),
         seed=seed,
+        pictures_hash=_content_hash(pictures / name for name in names),
         rows=tuple(Row(file=name, text=captions[name]) for name in names),
     )
 
@@ -291,6 +296,14 @@ def read_picture(path: Path, size: int) -> Pixels:
         raise FileError(path, problem) from None
     square = ImageOps.fit(Image.fromarray(pixels), (size, size), Image.Resampling.LANCZOS)
     return np.array(square)
+
+
+def _content_hash(files: Iterable[Path]) -> str:
+    """SHA-256 (hex) of files: pictures may change under the same names."""
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(hashlib.sha256(read_bytes(file, max_bytes=MAX_PICTURE_BYTES)).digest())
+    return whole.hexdigest()
 
 
 def _held_out(count: int) -> int:

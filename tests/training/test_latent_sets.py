@@ -207,6 +207,19 @@ def test_another_set_is_not_mixed_in(whole: Path, profile: Profile) -> None:
         latents_of_prompts(whole, profile, PROMPTS, count=MIN_COUNT, seed=2, show=False)
 
 
+def test_latents_of_pictures_that_changed_are_not_taken_for_theirs(
+    profile: Profile, pictures: Path, tmp_path: Path
+) -> None:
+    mine, out = tmp_path / "pictures", tmp_path / "set"
+    shutil.copytree(pictures, mine)
+    common: dict[str, Any] = {"size": SIZE, "seed": 3, "show": False}
+    latents_of_pictures(out, profile, mine, **common)
+    latents_of_pictures(out, profile, mine, **common)
+    Image.new("RGB", (90, 70)).save(mine / "00.png")
+    with pytest.raises(FileError, match="holds another latent set"):
+        latents_of_pictures(out, profile, mine, **common)
+
+
 def test_a_damaged_set_is_refused(whole: Path, tmp_path: Path) -> None:
     mine = tmp_path / "set"
     shutil.copytree(whole, mine)
