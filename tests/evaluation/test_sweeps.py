@@ -40,7 +40,7 @@ from dekag.pipeline import PixelLink, SemanticLink
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from services.cli.main import app
-from tests.chain import with_evaluators, with_reading_codec, without_pixel_codec
+from tests.chain import with_evaluators, with_reading_codec, with_topics, without_pixel_codec
 from tests.encoders import save_encoders
 from tests.fetched import EXAMPLE, fetch
 
@@ -1100,3 +1100,16 @@ def test_points_are_known_by_the_formats_of_the_machine(
     monkeypatch.setenv("DEKAG_TEXT_DEVICE", "cpu")
     there = {"devices": "cuda/cuda", "text devices": "cpu/cpu"}
     assert identity(str(dummy_profile)) == {**usual, **there}
+
+
+def test_points_of_other_test_prompts_are_other_points(dummy_profile: Path, tmp_path: Path) -> None:
+    """Which of a topic's prompts are left to test on, the defaults of the profile's distillations say."""
+    folder = with_topics(dummy_profile, tmp_path / "own")
+    described, found = json.loads((folder / "profile.json").read_text()), {}
+    for held_out in (2, 4):
+        settings = {"images": 4, "held_out": held_out}
+        (folder / "profile.json").write_text(json.dumps({**described, "distill": settings}))
+        prompts = [text for _, text, _ in ModelBank(str(folder)).topic_prompts("glow", 4)]
+        found[as_one(identity(str(folder)))] = prompts
+    assert len(found) == 2
+    assert len({str(prompts) for prompts in found.values()}) == 2

@@ -64,6 +64,7 @@ from dekag.link.conditions import LinkConditions
 from dekag.link.image_coding import decode, encode
 from dekag.link.mcs import CodewordLayout
 from dekag.link.outage import effective_snr_db, loss_probability, success, useful_powers
+from dekag.makd.config import DistillConfig
 from dekag.makd.topics import read_topics
 from dekag.metrics.features import encoder_hashes
 from dekag.metrics.image import psnr_db
@@ -106,7 +107,9 @@ def identity(profile_name: str) -> dict[str, str]:
     if texts != devices:
         found["text devices"] = "/".join(texts)
     if own := read_topics(profile.topics):
-        found["topics"] = as_one({name: file.model_dump_json() for name, file in own.items()})
+        config = DistillConfig(**profile.distill.given())
+        kept = f"{config.images}/{config.held_out}/{config.seed}"  # say which prompts are left to test on
+        found["topics"] = as_one({"": kept, **{name: file.model_dump_json() for name, file in own.items()}})
     if profile.adapters is not None:
         found["adapters"] = folder_hash(profile.adapters)
     if profile.knowledge is not None:
