@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dekag.checksums import RECORD
 from dekag.documents import read_json
 from dekag.errors import MismatchError, NotFoundError
 from dekag.generation.loading import (
@@ -29,6 +30,7 @@ from dekag.generation.loading import (
 from dekag.generation.machine import Machine
 from dekag.generation.profile import GeneratorProfile
 from dekag.generation.trajectories import check_teachable
+from dekag.metrics.features import HOW_READ, KINDS, other_kind
 from dekag.profile import Profile
 
 ROLES = (
@@ -44,6 +46,7 @@ _PREFIXES = {
     "vae": ("first_stage_model.", "vae."),
 }
 """Beginnings of the names in a checkpoint in one file; Stable Diffusion XL's text encoders count as one."""
+_WIDTH = "hidden_size"  # of a text encoder's configuration
 _HEADER_MOST = 2**27  # bytes of a header that are read
 
 
@@ -202,12 +205,18 @@ def _adapted(found: list[Part]) -> int:
 
 def _reads_prompts(part: Part) -> bool:
     """Whether it is a codec, or adapters of one, that reads the states of prompts."""
+    return _text_width(part) > 0
+
+
+def _text_width(part: Part) -> int:
+    """Width of the states of prompts that a codec, or adapters of one, reads; 0 if it reads none."""
+    width = 0
     if part.role in ("codec", "unaligned_codec"):
-        return bool(_said(part, "config.json").get("text_width"))
+        width = _said(part, "config.json").get("text_width", 0)
     if part.role == "adapters":
         method = _said(part, "knowledge.json").get("method", {})
-        return bool(method.get("text_width") or _said(part, "adapter_config.json").get("text_width"))
-    return False
+        width = method.get("text_width") or _said(part, "adapter_config.json").get("text_width", 0)
+    return int(width or 0)
 
 
 def _said(part: Part, name: str) -> dict[str, Any]:
@@ -220,7 +229,7 @@ def _said(part: Part, name: str) -> dict[str, Any]:
 def problems(profile: Profile, found: list[Part], machine: Machine = _USUAL) -> list[str]:
     """Why a profile does not work on this machine, in the order of its file; empty if it does."""
     told = [f"{part.name}: no weights of {part.source} on this machine" for part in found if not part.folder]
-    return told or [*_misfits(profile)] or [*_unsettled(profile, machine)]
+    return told or [*_misfits(profile), *_unreadable(profile, found)] or [*_unsettled(profile, machine)]
 
 
 def _unsettled(profile: Profile, machine: Machine) -> Iterator[str]:
@@ -239,7 +248,9 @@ def _misfits(profile: Profile) -> Iterator[str]:
             return
         if kind not in allowed:
             yield f"{role}: a {kind}; must be {' or '.join(allowed)}"
-    channels = {role: _vae(getattr(profile, role)).get("latent_channels") for role in ("cloud", "edge")}
+    channels = {
+        role: _config(getattr(profile, role), "vae").get("latent_channels") for role in ("cloud", "edge")
+    }
     for role, folder in (("codec", profile.codec), ("unaligned_codec", profile.codec_without_alignment)):
         made_for = read_json(Path(folder) / "config.json").get("latent_channels")
         if made_for != channels["edge"]:
@@ -260,6 +271,21 @@ def _misfits(profile: Profile) -> Iterator[str]:
             check_teachable(profile)
         except MismatchError as error:
             yield f"distill.objective: {error}"
+
+
+def _unreadable(profile: Profile, found: list[Part]) -> Iterator[str]:
+    """Codecs that cannot read the edge's prompts, evaluators that cannot read images."""
+    for part in found:
+        if (width := _text_width(part)) and width != (
+            own := _config(profile.edge, "text_encoder").get(_WIDTH)
+        ):
+            yield f"{part.role}: reads prompts in {width} numbers a token; the edge's text encoder has {own}"
+        if part.role not in KINDS or part.folder is None:
+            continue
+        if told := other_kind(part.role, str(_said(part, "config.json").get("model_type"))):
+            yield f"{part.role}: {told}"
+        elif not any((part.folder / name).is_file() for name in (HOW_READ, RECORD)):
+            yield f"{part.role}: {part.source} has no {HOW_READ}, which says how its model reads images"
 
 
 def check_latents(profile: Profile) -> None:
@@ -386,14 +412,14 @@ def pipeline_index(model: GeneratorProfile) -> dict[str, Any]:
 
 def latent_shape(profile: Profile, width: int, height: int) -> tuple[int, int, int]:
     """(channels, h, w) of the latents of the edge's autoencoder, of an image of that size in pixels."""
-    config = _vae(profile.edge)
+    config = _config(profile.edge, "vae")
     factor = 2 ** (len(config["block_out_channels"]) - 1)
     return config["latent_channels"], height // factor, width // factor
 
 
-def _vae(model: GeneratorProfile) -> dict[str, Any]:
-    part = model.components.get("vae")
+def _config(model: GeneratorProfile, component: str) -> dict[str, Any]:
+    part = model.components.get(component)
     path, revision = (part.path, part.revision) if part else (model.config or model.path, model.revision)
     home = model_folder(path, revision)
-    folder = (part.subfolder or "") if part else "vae"
+    folder = (part.subfolder or "") if part else component
     return {} if home is None else dict(read_json(home / folder / "config.json"))

@@ -15,6 +15,16 @@ from dekag.checksums import RECORD
 from dekag.errors import MismatchError
 from dekag.generation.loading import folder_hash, local_folder
 
+KINDS = {"clip": "a CLIPModel", "dino": "a Dinov2Model"}
+"""What the evaluators are, by their role."""
+HOW_READ = "preprocessor_config.json"
+
+
+def other_kind(role: str, model_type: str) -> str:
+    """What is wrong with a model of this `model_type` as an evaluator; empty if nothing is."""
+    fits = model_type == "clip" if role == "clip" else model_type.startswith("dino")
+    return "" if fits else f"a model of type {model_type!r}; must be {KINDS[role]}"
+
 
 def reduce_images(images: torch.Tensor, size: int) -> torch.Tensor:
     """Images (batch, 3, h, w) reduced to (batch, 3, size, size)."""
@@ -84,6 +94,9 @@ class ImageScorer:
             for path, revision in ((clip, clip_revision), (dino, dino_revision))
         ]
         models, processors = zip(*((_model(each), _processor(each)) for each in folders), strict=True)
+        for role, model, folder in zip(KINDS, models, folders, strict=True):
+            if told := other_kind(role, model.config.model_type):
+                raise MismatchError(f"{folder} is {told}")
         return cls(
             *models,
             clip_processor=processors[0],
@@ -130,17 +143,16 @@ def _processor(folder: str) -> Any:
         MismatchError: a model of others has none: without its mean and deviation, its scores would be wrong.
     """
     from transformers import AutoImageProcessor
-    from transformers.utils import IMAGE_PROCESSOR_NAME
 
-    if (Path(folder) / IMAGE_PROCESSOR_NAME).is_file():
+    if (Path(folder) / HOW_READ).is_file():
         try:
             return AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, TypeError) as error:
             said = str(error).strip().partition("\n")[0]
-            raise MismatchError(f"{folder}/{IMAGE_PROCESSOR_NAME} cannot be read: {said}") from None
+            raise MismatchError(f"{folder}/{HOW_READ} cannot be read: {said}") from None
     if (Path(folder) / RECORD).is_file():
         return None
-    raise MismatchError(f"{folder} has no {IMAGE_PROCESSOR_NAME}, which says how its model reads images")
+    raise MismatchError(f"{folder} has no {HOW_READ}, which says how its model reads images")
 
 
 def _prepared(pixels: npt.NDArray[np.uint8], processor: Any, size: int) -> torch.Tensor:

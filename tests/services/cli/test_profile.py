@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from dekag import SemanticLink
 from dekag.cala.artifact import TransmissionKnowledge
+from dekag.codec import JsccCodec
 from dekag.codec.packed import PackedConv2d
 from dekag.errors import MismatchError
 from dekag.evaluation.models import ModelBank
@@ -40,6 +41,7 @@ from tests.chain import (
     with_reading_codec,
     with_unaligned_codec,
 )
+from tests.encoders import save_encoders
 from tests.generation.original_layout import save_original
 from tests.hub import COMMIT, running_hub
 from tests.services.command_line import dekag
@@ -254,6 +256,28 @@ def test_parts_that_do_not_fit_are_named(dummy_profile: Path, tmp_path: Path) ->
     (told,) = problems(other, parts(other))
     fits = TransmissionKnowledge.load(adapters).info["base_hash"]
     assert told.startswith(f"adapters: made for codec {fits[:12]}; the profile's is ")
+
+
+def test_what_cannot_read_prompts_or_images_is_named(dummy_profile: Path, tmp_path: Path) -> None:
+    JsccCodec(latent_channels=4, width=8, blocks=1, text_width=128).save_pretrained(tmp_path / "codec")
+    save_encoders(tmp_path)
+    (tmp_path / "clip" / "training.json").unlink()
+    own = {"codec": str(tmp_path / "codec")}
+    own |= {"scorer": {name: str(tmp_path / name) for name in ("clip", "dino")}}
+    mine = load_profile(rewritten(dummy_profile, tmp_path / "mine", **own))
+    assert problems(mine, parts(mine)) == [
+        "codec: reads prompts in 128 numbers a token; the edge's text encoder has 16",
+        f"clip: {tmp_path / 'clip'} has no preprocessor_config.json, which says how its model reads images",
+    ]
+    exchanged = {"clip": str(tmp_path / "dino"), "dino": str(tmp_path / "clip")}
+    mine = load_profile(rewritten(dummy_profile, tmp_path / "exchanged", scorer=exchanged))
+    assert problems(mine, parts(mine)) == [
+        "clip: a model of type 'dinov2'; must be a CLIPModel",
+        "dino: a model of type 'clip'; must be a Dinov2Model",
+    ]
+    (tmp_path / "clip" / "training.json").write_text("{}")
+    with pytest.raises(MismatchError, match="dino is a model of type 'dinov2'; must be a CLIPModel"):
+        ImageScorer.load(**exchanged)
 
 
 @pytest.mark.parametrize("role", ["codec", "unaligned_codec", "adapters"])
