@@ -50,6 +50,7 @@ from services.proto.downlink_pb2_grpc import DownlinkStub
 ROWS = (1, 2, 4, 8, 12, 16)  # of the denoiser; with guidance an image is two
 IMAGES_AT_ONCE = (1, 2, 4, 6, 8)  # drawn at once
 COMMAND = "dekag bench parts"
+_NO_ADAPTER = "__base__"  # PEFT's name for a row without one
 UNALIGNED, GUIDED, FOUR_TOPICS = "no update", "no update, with guidance", "four topics"
 TOPICS = ("neon", "jewels", "rocket", "vaporwave")
 PROMPT = "a large red car in the middle of the beach, pastel style"
@@ -163,7 +164,8 @@ def _network_parts(edge: Generator) -> Iterator[Part]:
         inference(lambda: pipeline.encode_prompt(PROMPT, "cpu", 1, True)),
     )
     for rows in ROWS:
-        x, read = torch.randn(rows, channels, height, width), states.expand(rows, -1, -1).contiguous()
+        x = edge.for_denoiser(torch.randn(rows, channels, height, width))
+        read = edge.for_denoiser(states.expand(rows, -1, -1).contiguous())
         call = inference(lambda x=x, read=read: unet(x, timestep, encoder_hidden_states=read))  # type: ignore[misc]
         yield Part("denoiser", "as it is", rows, call)
         if traced is not None:
@@ -178,9 +180,11 @@ def _network_parts(edge: Generator) -> Iterator[Part]:
 
 
 def _decoders(edge: Generator) -> dict[str, tuple[Any, bool]]:
-    """Autoencoders by layout, and whether they run in bfloat16."""
-    plain = copy.deepcopy(edge.decoder.vae).to(memory_format=torch.contiguous_format)
+    """Autoencoders by layout, and whether they run in bfloat16; the others in float32 whatever their own."""
     last = edge.decoder.vae
+    if last.dtype != torch.float32:
+        last = copy.deepcopy(last).float()
+    plain = copy.deepcopy(last).to(memory_format=torch.contiguous_format)
     return {
         "contiguous": (plain, False),
         "channels last": (last, False),
@@ -260,7 +264,10 @@ class _PeftGenerator:
     def __init__(self, generator: Generator, updates: Sequence[KnowledgeUpdate]) -> None:
         self._generator = generator
         pipeline = generator.pipeline
+        self._loaded = {update.content_hash for update in updates if update.lora}
         for update in updates:
+            if not update.lora:  # a metaword alone
+                continue
             factors = {PREFIX + name: factor.float() for name, factor in update.lora.items()}
             pipeline.load_lora_into_unet(
                 factors, network_alphas=None, unet=pipeline.unet, adapter_name=update.content_hash
@@ -290,14 +297,18 @@ class _PeftGenerator:
     @contextmanager
     def _adapters(self, names: Sequence[str]) -> Iterator[None]:
         pipeline = self._generator.pipeline
-        if len(set(names)) == 1:  # PEFT's quicker way
+        if not self._loaded:
+            yield
+            return
+        if len(set(names)) == 1 and names[0] in self._loaded:  # PEFT's quicker way
             pipeline.set_adapters([names[0]])
             yield
             return
 
         def name_rows(_: Any, inputs: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             times = len(inputs[0]) // len(names)
-            return inputs, {**keywords, "adapter_names": [*names] * times}
+            chosen = [name if name in self._loaded else _NO_ADAPTER for name in names]
+            return inputs, {**keywords, "adapter_names": chosen * times}
 
         layers = [module for module in pipeline.unet.modules() if isinstance(module, LoraLayer)]
         hooks = [layer.register_forward_pre_hook(name_rows, with_kwargs=True) for layer in layers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,15 @@ from services.bench.latency import run_cached_bench, run_chain_bench
 from services.bench.ldpc import run_ldpc_bench
 from services.bench.loadtest.backhaul import policies
 from services.bench.overload import run_overload_bench
-from services.bench.parts import _link_parts, _timed, run_parts_bench, updates_of
+from services.bench.parts import (
+    _decoders,
+    _drawing_parts,
+    _link_parts,
+    _network_parts,
+    _timed,
+    run_parts_bench,
+    updates_of,
+)
 from services.bench.pipeline import InProcessPipeline, as_json
 from services.bench.processes import chain
 from services.bench.recorded_downlink import handler, name_of, recording
@@ -463,6 +472,23 @@ def test_parts_are_timed_and_told(
     text = PERFORMANCE.render((DOCS / PERFORMANCE.page).read_text(), tmp_path)
     assert text.count("| 16 | ") == 1, "rows of the denoiser"
     assert MISSING not in text
+
+
+def test_parts_of_a_bfloat16_profile_with_a_metaword_alone_are_timed(
+    foreign_profile: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(foreign_profile, own)
+    described = json.loads((own / "profile.json").read_text())
+    (own / "profile.json").write_text(json.dumps({**described, "knowledge": "knowledge"}))
+    make_update(own, "glow").save(own / "knowledge" / "glow")
+    models = load_profile(own)
+    edge = Generator.from_profile(models, "edge")
+    for part in (*_network_parts(edge), *_drawing_parts(edge, models)):
+        if part.images == 1:
+            part.work()
+    assert {vae.dtype for vae, _ in _decoders(edge).values()} == {torch.float32}
+    assert edge.decoder.vae.dtype == torch.bfloat16
 
 
 def test_the_channel_is_timed_with_the_symbols_of_the_profiles_images(
