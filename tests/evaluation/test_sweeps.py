@@ -416,9 +416,9 @@ def test_points_over_a_trace_depend_on_its_contents_and_no_others_do(
     profile: str, tmp_path: Path, traces: Path
 ) -> None:
     links = [played("street", 0.0), {"fading": "awgn"}, played("walk", 0.0)]
-    with pytest.raises(InvalidInputError, match=r"link\.trace must be one of carrier, street"):
+    with pytest.raises(InvalidInputError, match=r"links\.trace must be one of carrier, street"):
         grid(profile, links=links, traces=str(traces)).points()
-    with pytest.raises(InvalidInputError, match=r"link\.trace must be one of .*walk"):
+    with pytest.raises(InvalidInputError, match=r"links\.trace must be one of .*walk"):
         grid(profile, links=links).points()
     with pytest.raises(FileError, match="nowhere"):
         grid(profile, links=links, traces=str(tmp_path / "nowhere")).points()
