@@ -46,7 +46,6 @@ _PREFIXES = {
     "vae": ("first_stage_model.", "vae."),
 }
 """Beginnings of the names in a checkpoint in one file; Stable Diffusion XL's text encoders count as one."""
-_WIDTH = "hidden_size"  # of a text encoder's configuration
 _HEADER_MOST = 2**27  # bytes of a header that are read
 
 
@@ -275,10 +274,9 @@ def _misfits(profile: Profile) -> Iterator[str]:
 
 def _unreadable(profile: Profile, found: list[Part]) -> Iterator[str]:
     """Codecs that cannot read the edge's prompts, evaluators that cannot read images."""
+    own = _config(profile.edge, "text_encoder").get("hidden_size")
     for part in found:
-        if (width := _text_width(part)) and width != (
-            own := _config(profile.edge, "text_encoder").get(_WIDTH)
-        ):
+        if (width := _text_width(part)) and width != own:
             yield f"{part.role}: reads prompts in {width} numbers a token; the edge's text encoder has {own}"
         if part.role not in KINDS or part.folder is None:
             continue
