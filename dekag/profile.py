@@ -77,6 +77,11 @@ class DistillProfile(Document):
     metaword_learning_rate: float | None = Field(
         default=None, description="Peak learning rate of the metaword."
     )
+    prompt_dropout: float | None = Field(
+        default=None,
+        description="Fraction of a batch trained without its prompt, which only guidance needs.",
+    )
+    check_every: int | None = Field(default=None, description="Steps between checks of the held-out loss.")
     guidance_scale: float | None = Field(
         default=None,
         description="Classifier-free guidance of images with an update; 1 is none. Default: 1.5, or 1 if the "

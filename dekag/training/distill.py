@@ -122,7 +122,6 @@ def draw_images(
     folder: Path,
     *,
     at_once: int = 1,
-    trajectories: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
@@ -136,19 +135,76 @@ def draw_images(
         folder: where the images are kept.
         at_once: images in a batch, which is faster but differs from single images by rounding. A small
             generator draws a batch in each of PyTorch's threads.
-        trajectories: whether to keep how each was denoised, too.
         on_progress: called after each batch with the number of images that are there.
         should_stop: called before each batch.
 
     Raises:
         Stopped: should_stop() returned True.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    known = _wanted(cloud.identity, prompts, seeds, folder)
-    missing = [each for each in known if not each.is_there(trajectories)]
+    wanted = _wanted(cloud.identity, prompts, seeds, folder)
+    _draw_missing(cloud, wanted, at_once, on_progress, should_stop)
+    return _read(wanted)
+
+
+def kept_images(
+    identity: str, prompts: Sequence[str], seeds: Sequence[int], folder: Path
+) -> np.ndarray | None:
+    """What `draw_images` of a generator with that identity would find in `folder`; None if one is missing."""
+    wanted = _wanted(identity, prompts, seeds, folder)
+    return _read(wanted) if all(each.is_there() for each in wanted) else None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """An image to be drawn, and what of it is kept.
+
+    Attributes:
+        prompt, seed: of the image.
+        path: file of its pixels.
+        note: says in the files what made them.
+        with_pixels: whether its pixels are kept.
+        with_trajectory: whether it is kept how it was denoised.
+    """
+
+    prompt: str
+    seed: int
+    path: Path
+    note: str
+    with_pixels: bool = True
+    with_trajectory: bool = False
+
+    @property
+    def trajectory(self) -> TrajectoryFile:
+        """The file that says how it was denoised."""
+        return TrajectoryFile(self.path.with_suffix(".safetensors"), self.note)
+
+    def is_there(self) -> bool:
+        """Whether it need not be drawn."""
+        if self.with_trajectory and not self.trajectory.is_there():
+            return False
+        return not self.with_pixels or png_note(self.path) == self.note
+
+
+def _wanted(identity: str, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> list[_Wanted]:
+    return [
+        _Wanted(prompt, seed, folder / f"{seed}.png", _digest(identity, prompt))
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+
+
+def _draw_missing(
+    cloud: Generator,
+    wanted: Sequence[_Wanted],
+    at_once: int,
+    on_progress: Callable[[int], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    """Draw those that are not there."""
+    wanted[0].path.parent.mkdir(parents=True, exist_ok=True)
+    missing = [each for each in wanted if not each.is_there()]
     if at_once > 1 and len(missing) >= WORTH_A_TRACE:
         cloud.trace()
-    parts = [known[start : start + at_once] for start in range(0, len(known), at_once)]
+    parts = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
     drawn = read = done = 0
     with side_by_side(_threads_to_draw(cloud, parts, missing, at_once)) as crew:
         idle = SimpleQueue[Generator]()
@@ -164,7 +220,7 @@ def draw_images(
                 try:
                     if crew.threads == 1 and drawn + len(new) > read:
                         read = drawn + own.reader.prepare([each.prompt for each in missing[drawn:]])
-                    _draw(own, new, trajectories)
+                    _draw(own, new)
                 finally:
                     idle.put(own)
                 drawn += len(new)
@@ -173,7 +229,6 @@ def draw_images(
         for count in crew.map(draw, parts):
             done += count
             on_progress(done)
-    return _read(known)
 
 
 def _threads_to_draw(
@@ -187,59 +242,27 @@ def _threads_to_draw(
     return max(1, min(torch.get_num_threads(), work, room))
 
 
-def kept_images(
-    identity: str, prompts: Sequence[str], seeds: Sequence[int], folder: Path
-) -> np.ndarray | None:
-    """What `draw_images` of a generator with that identity would find in `folder`; None if one is missing."""
-    known = _wanted(identity, prompts, seeds, folder)
-    return _read(known) if all(each.is_there(False) for each in known) else None
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """An image to be drawn, the file that it is kept in, and the note there that says what made it."""
-
-    prompt: str
-    seed: int
-    path: Path
-    note: str
-
-    @property
-    def trajectory(self) -> TrajectoryFile:
-        """The file that says how it was denoised."""
-        return TrajectoryFile(self.path.with_suffix(".safetensors"), self.note)
-
-    def is_there(self, with_trajectory: bool) -> bool:
-        """Whether it need not be drawn."""
-        if with_trajectory and not self.trajectory.is_there():
-            return False
-        return png_note(self.path) == self.note
-
-
-def _wanted(identity: str, prompts: Sequence[str], seeds: Sequence[int], folder: Path) -> list[_Wanted]:
-    return [
-        _Wanted(prompt, seed, folder / f"{seed}.png", _digest(identity, prompt))
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
-
-
-def _read(images: Sequence[_Wanted]) -> np.ndarray:
-    return np.stack([from_bytes(each.path.read_bytes()) for each in images])
-
-
-def _draw(cloud: Generator, images: Sequence[_Wanted], trajectories: bool) -> None:
-    """Draw images in one batch, and keep them."""
+def _draw(cloud: Generator, images: Sequence[_Wanted]) -> None:
+    """Draw images in one batch, and keep what is wanted of them."""
     prompts, seeds = [each.prompt for each in images], [each.seed for each in images]
-    if trajectories:
+    if any(each.with_trajectory for each in images):
         latents, denoised = cloud.denoised(prompts, seeds)
         for row, each in enumerate(images):
             each.trajectory.write(denoised.rows(slice(row, row + 1)))
     else:
         latents = cloud.batch(prompts, seeds)
-    for each, pixels in zip(images, cloud.decoder.decode(latents, seeds), strict=True):
-        unfinished = each.path.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(to_png(pixels, each.note))
-        unfinished.replace(each.path)
+    if not (shown := [row for row, each in enumerate(images) if each.with_pixels]):
+        return
+    decoded = cloud.decoder.decode(latents[shown], [seeds[row] for row in shown])
+    for row, pixels in zip(shown, decoded, strict=True):
+        path = images[row].path
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_bytes(to_png(pixels, images[row].note))
+        unfinished.replace(path)
+
+
+def _read(images: Sequence[_Wanted]) -> np.ndarray:
+    return np.stack([from_bytes(each.path.read_bytes()) for each in images])
 
 
 def _digest(*parts: str) -> str:
@@ -248,28 +271,38 @@ def _digest(*parts: str) -> str:
 
 @dataclass(frozen=True)
 class CloudImages:
-    """The images that an edge learns a topic from.
+    """What an edge learns a topic from.
 
     Attributes:
-        pixels: (images, height, width, 3) uint8, those for training first.
-        model_hash: of the cloud that generated them.
-        trajectories: files that say how it denoised them; none if that is not learnt.
+        learnt: images of the training prompts, (images, height, width, 3) uint8; None if their trajectories
+            are learnt instead.
+        held_out: images of the held-out prompts, likewise.
+        model_hash: of the cloud that drew them.
+        trajectories: files that say how it denoised the images, those of the training prompts first; none
+            if that is not learnt.
     """
 
-    pixels: np.ndarray
+    learnt: np.ndarray | None
+    held_out: np.ndarray
     model_hash: str
     trajectories: tuple[TrajectoryFile, ...] = ()
 
     @classmethod
-    def _of(cls, known: Sequence[_Wanted], model_hash: str, trajectories: bool) -> CloudImages:
-        """Those that are there."""
-        files = tuple(each.trajectory for each in known) if trajectories else ()
-        return cls(_read(known), model_hash, files)
+    def _of(cls, wanted: Sequence[_Wanted], learnt: int, model_hash: str) -> CloudImages:
+        """Those that are there, of which so many are of training prompts."""
+        files = tuple(each.trajectory for each in wanted if each.with_trajectory)
+        return cls(None if files else _read(wanted[:learnt]), _read(wanted[learnt:]), model_hash, files)
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of the pixels."""
-        return hashlib.sha256(str(self.pixels.shape).encode() + self.pixels.tobytes()).hexdigest()
+        """SHA-256 (hex) of pixels and trajectories."""
+        digest = hashlib.sha256()
+        for pixels in (self.learnt, self.held_out):
+            if pixels is not None:
+                digest.update(str(pixels.shape).encode() + pixels.tobytes())
+        for file in self.trajectories:
+            digest.update(file.path.read_bytes())
+        return digest.hexdigest()
 
 
 def cloud_images(
@@ -286,18 +319,15 @@ def cloud_images(
     Raises:
         Stopped: should_stop() returned True; images that are there are reused by the next call.
     """
-    known, wanted = _for_topic(cloud.facts, topic, config, folder)
-    draw_images(
+    wanted = _for_topic(cloud.identity, topic, config, folder)
+    _draw_missing(
         cloud,
-        [each.prompt for each in known],
-        [each.seed for each in known],
-        folder / IMAGES,
-        at_once=at_once(cloud),
-        trajectories=wanted,
-        on_progress=lambda done: on_progress(Progress("generate", done, len(known))),
-        should_stop=should_stop,
+        wanted,
+        at_once(cloud),
+        lambda done: on_progress(Progress("generate", done, len(wanted))),
+        should_stop,
     )
-    return CloudImages._of(known, cloud.model_hash, wanted)
+    return CloudImages._of(wanted, len(topic.prompts), cloud.model_hash)
 
 
 def kept_cloud_images(
@@ -307,18 +337,25 @@ def kept_cloud_images(
 
     So that a large cloud is loaded only where it draws.
     """
-    known, wanted = _for_topic(cloud, topic, config, folder)
-    there = all(each.is_there(wanted) for each in known)
-    return CloudImages._of(known, cloud.model_hash, wanted) if there else None
+    wanted = _for_topic(cloud.identity, topic, config, folder)
+    there = all(each.is_there() for each in wanted)
+    return CloudImages._of(wanted, len(topic.prompts), cloud.model_hash) if there else None
 
 
-def _for_topic(
-    cloud: GeneratorFacts, topic: TopicPrompts, config: DistillConfig, folder: Path
-) -> tuple[list[_Wanted], bool]:
-    """The images that a topic is learnt from, and whether they need their trajectories."""
-    prompts, seeds = [*topic.prompts, *topic.held_out], _seeds(topic, config)
-    known = _wanted(cloud.identity, prompts, seeds, folder / IMAGES)
-    return known, config.objective == "trajectories"
+def _for_topic(identity: str, topic: TopicPrompts, config: DistillConfig, folder: Path) -> list[_Wanted]:
+    """The images that a topic is learnt from, those of the training prompts first.
+
+    Who learns trajectories never sees the pixels of training images, and decoding them takes a fifth of the
+    drawing.
+    """
+    wanted = _wanted(identity, [*topic.prompts, *topic.held_out], _seeds(topic, config), folder / IMAGES)
+    if config.objective == "images":
+        return wanted
+    learnt = len(topic.prompts)
+    return [
+        dataclasses.replace(each, with_pixels=number >= learnt, with_trajectory=True)
+        for number, each in enumerate(wanted)
+    ]
 
 
 def targets_of(images: CloudImages, edge: Generator, config: DistillConfig) -> Targets:
@@ -329,9 +366,9 @@ def targets_of(images: CloudImages, edge: Generator, config: DistillConfig) -> T
     """
     if (config.objective == "trajectories") != bool(images.trajectories):
         raise MismatchError(f"the images were not drawn for the objective {config.objective!r}")
-    if images.trajectories:
+    if images.learnt is None:
         return trajectory_targets(Trajectories.joined([each.read() for each in images.trajectories]), edge)
-    return ImageTargets(encode(edge.pipeline.vae, images.pixels))
+    return ImageTargets(encode(edge.pipeline.vae, np.concatenate([images.learnt, images.held_out])))
 
 
 def at_once(generator: Generator) -> int:
@@ -607,7 +644,10 @@ def train(
         if config.has_metaword:
             parameters["metaword"] = word
             groups.append({"params": [word], "lr": config.metaword_learning_rate})
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99))
+        # not `fused`: on a CPU, that takes a gradient in another memory layout for one in the parameter's
+        optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99), foreach=True
+        )
         loss = DiffusionLoss(DDPMScheduler.from_config(pipeline.scheduler.config))
 
         device, dtype = device_and_dtype(pipeline.unet)
@@ -788,17 +828,13 @@ def distill(
         if isinstance(cloud, CloudImages)
         else cloud_images(cloud, topic, config, folder, on_progress=on_progress, should_stop=should_stop)
     )
-    images = drawn.pixels
     targets = targets_of(drawn, edge, config)
 
     def on_preview(prompts: Sequence[Sequence[Window]], metaword: torch.Tensor) -> None:
-        first = len(learnt)
-        last = first + len(prompts)
-
         def draw(which: Sequence[int], count: int) -> torch.Tensor:
             states, _ = encode_prompts(edge.reader, [prompts[i] for i in which], metaword)
             unsaid, _ = encode_prompts(edge.reader, [edge.reader.windows("") * count], metaword)
-            some = [seeds[first + i] for i in which]
+            some = [seeds[len(learnt) + i] for i in which]
             return edge.batch(
                 None,
                 some,
@@ -809,7 +845,7 @@ def distill(
 
         shown = by_group([len(each) for each in prompts], draw)
         unfinished = folder / f"unfinished-{PREVIEW}"
-        save_sheet([list(images[first:last]), list(edge.decoder.decode(shown))], unfinished)
+        save_sheet([list(drawn.held_out[: len(prompts)]), list(edge.decoder.decode(shown))], unfinished)
         unfinished.replace(folder / PREVIEW)
 
     full = Form(config.rank if config.has_lora else 0, config.bits)
@@ -881,7 +917,7 @@ def distill(
             requests = [GenerationRequest(prompt, seed, side, side, hashes) for prompt, seed in part]
             rows[name].extend(edge.decoder.decode(aligned.batch(requests), [seed for _, seed in part]))
             on_progress(Progress("score", sum(map(len, rows.values())), count))
-    references = images[len(learnt) :][: len(scored)]
+    references = drawn.held_out[: len(scored)]
     if scorer is None:
         save_sheet([list(references), rows["before"], rows[str(full)]], folder / SAMPLES)
         return update

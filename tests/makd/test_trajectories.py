@@ -33,7 +33,7 @@ from dekag.makd.config import DistillConfig
 from dekag.profile import DistillProfile, load_profile
 from dekag.training.diffusion import NOISE_SCHEDULE
 from dekag.training.diffusion_loss import DiffusionLoss
-from dekag.training.distill import Progress, Stopped, cloud_images, distill
+from dekag.training.distill import Progress, Stopped, cloud_images, distill, seeds_for
 from dekag.training.targets import TrajectoryTargets, trajectory_targets
 from services.cli.main import app
 from tests.makd.conftest import TINY, Distilled, prompts_of
@@ -155,6 +155,21 @@ def test_images_without_their_trajectory_are_drawn_again(teacher: Generator, tmp
         torch.testing.assert_close(drawn().clean, kept.clean, rtol=1e-2, atol=1e-2)  # it is drawn alone
     teacher.steps += 1
     assert drawn().clean.shape[1] == kept.clean.shape[1] + 1
+
+
+def test_pixels_are_kept_of_held_out_images_alone_where_trajectories_are_learnt(
+    teacher: Generator, tmp_path: Path
+) -> None:
+    topic = prompts_of("neon")
+    learning = cloud_images(teacher, topic, LEARNING, tmp_path)
+    assert learning.learnt is None
+    held_out = {f"{seed}.png" for seed in seeds_for(LEARNING, LEARNING.held_out, held_out=True)}
+    assert {path.name for path in (tmp_path / "images").glob("*.png")} == held_out
+    usual = cloud_images(teacher, topic, TINY, tmp_path)
+    assert usual.learnt is not None
+    assert len(usual.learnt) == TINY.images
+    assert (usual.held_out == learning.held_out).all()
+    assert usual.content_hash != learning.content_hash
 
 
 def test_trajectories_that_do_not_belong_together_are_refused(teacher: Generator, tmp_path: Path) -> None:
