@@ -195,8 +195,9 @@ def _updates(folder: Path) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     note = (
-        "`dekag train knowledge --topic TOPIC --images IMAGES --steps STEPS` makes one. Scores against the "
-        "cloud's images on held-out prompts, without and with the update."
+        f"`dekag train knowledge --topic TOPIC --settings-of models/{folder.parent.name}/knowledge/TOPIC "
+        "--out FOLDER` makes one again, with the settings in its history.json. Scores against the cloud's "
+        "images on held-out prompts, without and with the update."
     )
     heading = ["", "## What each form costs and gives", ""]
     said = (

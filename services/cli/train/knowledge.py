@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,8 +55,21 @@ def knowledge(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the prompts, of the cloud's images and of the training.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            **_within("seed"),
+            help="Seed of the prompts, of the cloud's images and of the training. Default: 0.",
+        ),
+    ] = None,
+    settings_of: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Folder of an update that is made again: its settings, from its history.json, replace the "
+            "profile's defaults.",
+        ),
+    ] = None,
     threads: Threads = 1,
     profile: Profile = "stickers",
     runs: Runs = RUNS,
@@ -91,8 +104,10 @@ def knowledge(
         raise typer.BadParameter(
             f"must be one of {', '.join(known)}; got {', '.join(unknown)}", param_hint="--topic"
         )
-    asked = {name: value for name, value in {"images": images, "steps": steps}.items() if value is not None}
-    config = DistillConfig(**{**models.distill.given(), **asked, "seed": seed})
+    named = {"images": images, "steps": steps, "seed": seed}
+    asked = {name: value for name, value in named.items() if value is not None}
+    usual = models.distill.given() if settings_of is None else _settings_of(settings_of)
+    config = DistillConfig(**{**usual, **asked})
     if config.objective == "trajectories":
         check_teachable(models)
     folder = out or profile_folder(profile) / "knowledge"
@@ -113,7 +128,9 @@ def knowledge(
     ]
     runs_of = {}
     for name in topic or own or TOPICS:
-        prompts = topic_prompts(name, topics=own, count=config.images, held_out=config.held_out, seed=seed)
+        prompts = topic_prompts(
+            name, topics=own, count=config.images, held_out=config.held_out, seed=config.seed
+        )
         # checkpoints of smaller forms have names of their own within the run
         identity = content_key(*of_models, config.of_full_form(), asdict(prompts))[:12]
         runs_of[name] = prompts, runs / "knowledge" / f"{name}-{identity}"
@@ -146,6 +163,22 @@ def knowledge(
         update.save(folder / name)
         typer.echo(f"{name}: {json.dumps(update.history['scores'])} -> {folder / name}")
     typer.echo(f"To use them in a running system: `dekag publish {folder}/TOPIC`.")
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    """The settings that made the update in `folder`."""
+    from dekag.makd.config import DistillConfig
+    from dekag.makd.update import KnowledgeUpdate
+
+    settings = dict(KnowledgeUpdate.load(folder).history.get("config", {}))
+    if not settings:
+        raise typer.BadParameter(f"{folder} has no history.json with settings", param_hint="--settings-of")
+    if unknown := sorted(set(settings) - {each.name for each in fields(DistillConfig)}):
+        raise typer.BadParameter(
+            f"{folder} has settings that this version does not know: {', '.join(unknown)}",
+            param_hint="--settings-of",
+        )
+    return settings
 
 
 @contextlib.contextmanager
