@@ -77,10 +77,6 @@ class DistillProfile(Document):
     metaword_learning_rate: float | None = Field(
         default=None, description="Peak learning rate of the metaword."
     )
-    prompt_dropout: float | None = Field(
-        default=None,
-        description="Fraction of a batch trained without its prompt, which only guidance needs.",
-    )
     check_every: int | None = Field(default=None, description="Steps between checks of the held-out loss.")
     guidance_scale: float | None = Field(
         default=None,
