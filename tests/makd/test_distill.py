@@ -355,7 +355,9 @@ def test_a_cloud_may_leave_before_the_edge_learns(
     cloud: Generator, edge: Generator, tmp_path: Path, neon: Distilled
 ) -> None:
     images = cloud_images(cloud, prompts_of("neon"), TINY, tmp_path)
-    assert images.pixels.shape == (TINY.images + TINY.held_out, 128, 128, 3)
+    assert images.learnt is not None
+    assert images.learnt.shape == (TINY.images, 128, 128, 3)
+    assert images.held_out.shape == (TINY.held_out, 128, 128, 3)
     update = distill(images, edge, prompts_of("neon"), TINY, tmp_path)
     assert update.content_hash == neon.update.content_hash
 
