@@ -1229,17 +1229,7 @@ class PixelLink(SemanticLink):
 
     def rate_note(self, cbr: float) -> str | None:
         """What to expect of a rate that the codec sends at but was not trained for; None of any other."""
-        from dekag.pixel_codec import PixelCodec
-
-        if not isinstance(self.codec, PixelCodec):
-            return None
-        lowest, highest = self.codec.trained_cbrs
-        if not 0 < cbr < lowest * (1 - 1e-6):
-            return None
-        return (
-            f"the codec of pixels was trained at rates from 1/{1 / lowest:g} to 1/{1 / highest:g}; at "
-            f"1/{1 / cbr:.4g}, colours may be quite wrong"
-        )
+        return self.codec.rate_note(cbr)
 
     def _check(self, latents: torch.Tensor) -> None:
         super()._check(latents)

@@ -179,6 +179,16 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         highest = self.config.symbol_channels / (3 * STEP**2)
         return highest / 2**OCTAVES, highest
 
+    def rate_note(self, cbr: float) -> str | None:
+        """What to expect of a rate that it sends at but was not trained for; None of any other."""
+        lowest, highest = self.trained_cbrs
+        if not 0 < cbr < lowest * (1 - 1e-6):
+            return None
+        return (
+            f"the codec of pixels was trained at rates from 1/{1 / lowest:g} to 1/{1 / highest:g}; at "
+            f"1/{1 / cbr:.4g}, colours may be quite wrong"
+        )
+
     def max_channel_uses(self, shape: PixelShape) -> int:
         """The most symbols that a picture of (3, height, width) can be sent with."""
         _, height, width = shape

@@ -104,6 +104,9 @@ class PixelModules(nn.Module, ABC):
         """The constellation that is used where none is asked for: none at any SNR."""
         return "unquantised"
 
+    def rate_note(self, cbr: float) -> None:
+        """Nothing: which rates it was trained for is not known. It refuses those below its own."""
+
     def max_channel_uses(self, shape: PixelShape) -> int:
         """The most symbols that a tile (3, height, width) can be sent with."""
         return self._counts(shape)[-1]

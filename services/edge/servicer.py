@@ -100,6 +100,7 @@ class _OpenedPicture:
         latents: of the tiles, or their pixels; None for a conventional delivery.
         autoencoder_psnr_db: PSNR of what the autoencoder makes of it, dB; None if not measured.
         rate: of the whole picture; None where it is not sent as pixels.
+        rate_note: what to expect of a rate that the codec was not trained for, if it is one.
     """
 
     picture: Picture
@@ -108,6 +109,7 @@ class _OpenedPicture:
     latents: torch.Tensor | None = None
     autoencoder_psnr_db: float | None = None
     rate: Rate | None = None
+    rate_note: str | None = None
 
 
 def _tiles_rate(
@@ -566,10 +568,9 @@ class EdgeServicer(DownlinkServicer):
             transmission = await self._as_file(request, picture)
             report = transmission.report
         report.stages.insert(0, stage_time("edge.read", opening))
+        notes = picture.notes if opened.rate_note is None else (*picture.notes, opened.rate_note)
         report.picture.CopyFrom(
-            SentPicture(
-                format=picture.format, notes=picture.notes, autoencoder_psnr_db=opened.autoencoder_psnr_db
-            )
+            SentPicture(format=picture.format, notes=notes, autoencoder_psnr_db=opened.autoencoder_psnr_db)
         )
         transmission.header.picture.CopyFrom(PictureSize(width=picture.width, height=picture.height))
         if request.measure:
@@ -594,9 +595,11 @@ class EdgeServicer(DownlinkServicer):
         if not request.sends_latents:
             # here, in the worker, as a plug-in may compute for its numbers of symbols
             shape = (3, tiling.tile_height, tiling.tile_width)
-            rate = _tiles_rate(request, self._codecs.of_pixels(), shape, tiling)
+            codec = self._codecs.of_pixels()
+            rate = _tiles_rate(request, codec, shape, tiling)
             tiles = from_pixels(tiling.split(picture.pixels))
-            return _OpenedPicture(picture, png, tiling, tiles, rate=rate)
+            note = codec.rate_note(request.cbr)
+            return _OpenedPicture(picture, png, tiling, tiles, rate=rate, rate_note=note)
         decoder = self._generator.generator.decoder
         latents = LatentEncoder(decoder).encode(tiling.split(picture.pixels))
         ceiling = None

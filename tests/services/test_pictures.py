@@ -171,6 +171,20 @@ async def test_omitted_seed_comes_back_and_repeats(client: httpx2.AsyncClient) -
     assert len(seeds) == 1
 
 
+@pytest.mark.parametrize(
+    ("delivery", "cbr"), [("pixels", 1 / 200), ("pixels", 1 / 96), ("semantic", 1 / 200)]
+)
+async def test_a_rate_below_those_of_the_training_is_told(
+    client: httpx2.AsyncClient, dummy_profile: Path, delivery: str, cbr: float
+) -> None:
+    note = PixelLink.load(dummy_profile).rate_note(cbr) if delivery == "pixels" else None
+    assert (note is not None) == (delivery == "pixels" and cbr < 1 / 96)
+    body = {"picture": encoded(drawn(64, 64)), "delivery": delivery, "link": {"cbr": cbr}}
+    answer = await client.post(URL, json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["data"][0]["link_report"]["picture"]["notes"] == ([note] if note else [])
+
+
 @pytest.mark.parametrize("size", [(128, 128), (200, 60), (7, 3)])
 async def test_pixels_have_the_librarys_bits(
     chain: Chain, dummy_profile: Path, size: tuple[int, int]
