@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from dekag.paths import shipped_sweep
+from services.cli.extras import Group
 from services.cli.options import DATA, Bf16, Processes, Profile, Ray, RayWorkers, Threads
 
 Requests = Annotated[int, typer.Option(help="Number of requests to each side.", min=5)]
@@ -23,17 +24,15 @@ def _fill_pages(*_: object, **__: object) -> None:
         write_pages()
 
 
-experiment = typer.Typer(
+experiment = Group(
     help="Run an experiment; writes results/ and fills its page in docs/.",
     no_args_is_help=True,
     result_callback=_fill_pages,
 )
-bench = typer.Typer(
+bench = Group(
     help="Benchmark the services; writes results/load/.", no_args_is_help=True, result_callback=_fill_pages
 )
-results = typer.Typer(
-    help="Fill the pages from results/, or check the results quickly.", no_args_is_help=True
-)
+results = Group(help="Fill the pages from results/, or check the results quickly.", no_args_is_help=True)
 
 
 @experiment.command("first-image")

@@ -7,9 +7,9 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -52,7 +52,7 @@ OTHERS = "services"
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # which typer does not export
 
-
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _running: ContextVar[Any] = ContextVar("running", default=None)  # the context of the command that runs
 
 
@@ -84,6 +84,14 @@ def as_typed(error: DekagError) -> DekagError:
         if each.param_type_name == "option" and each.name == field and sets:
             return error.named(each.opts[0])
     return error
+
+
+class Group(typer.Typer):
+    """Commands of the class `Command`, which typer does not pass on to those of a group."""
+
+    def command(self, *args: Any, **extra: Any) -> Callable[[_Function], _Function]:
+        """Adds one."""
+        return super().command(*args, cls=Command, **extra)
 
 
 class Commands(TyperGroup):

@@ -13,12 +13,12 @@ from dekag import plugins
 from dekag.errors import DekagError
 from services.cli import evaluate, ops, run
 from services.cli.compare import compare
-from services.cli.extras import Command, Commands
+from services.cli.extras import Commands, Group
 from services.cli.options import KNOWLEDGE, OPERATION, RESEARCH, SYSTEM
 from services.cli.profile import profile
 from services.cli.train import train
 
-app = typer.Typer(
+app = Group(
     name="dekag",
     cls=Commands,
     no_args_is_help=True,
@@ -75,7 +75,7 @@ for _section, _commands in {
     RESEARCH: (evaluate.sweep, evaluate.simulate, compare),
 }.items():
     for _command in _commands:
-        app.command(rich_help_panel=_section, cls=Command)(_command)
+        app.command(rich_help_panel=_section)(_command)
 app.add_typer(profile, name="profile", rich_help_panel=OPERATION)
 for _name, _group in {
     "train": train,

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli.extras import Group
+
 if TYPE_CHECKING:
     from dekag.generation.machine import Machine
     from dekag.inventory import Part
     from dekag.profile import Profile
 
-profile = typer.Typer(help="Check a profile, or download the models that it names.", no_args_is_help=True)
+profile = Group(help="Check a profile, or download the models that it names.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A profile under models/, or a folder with a profile.json.")]
 _MIB = 2**20

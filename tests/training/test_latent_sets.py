@@ -396,7 +396,7 @@ def test_wrong_input_is_one_line_that_names_the_option(
         ([*latents, "--pictures", tmp_path / "nowhere"], "--pictures", "cannot be read"),
         ([*latents, "--pictures", broken], "--pictures", "02.WEBP is no readable"),
         ([*latents, "--pictures", captions], "--pictures", "metadata.jsonl, line 2 names '99.png'"),
-        ([*latents, "--pictures", pictures, "--count", 99], "--pictures", "at most 34"),
+        ([*latents, "--pictures", pictures, "--count", 99], "--count", "at most 34"),
         ([*codec, "--latents", tmp_path / "nowhere"], "--latents", "latents.json cannot be read"),
         ([*codec, "--latents", whole, "--crop", 9], "--crop", "multiple of 4"),
         ([*codec, "--latents", whole, "--vae", folder], "--vae", "cannot be used with --latents"),

@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
+from services.cli.extras import Group
 from services.cli.train.autoencoder import decoder, vae, vae_quality
 from services.cli.train.generators import cloud, edge
 from services.cli.train.judges import encoders, outline, probe
 from services.cli.train.knowledge import golden, knowledge
 from services.cli.train.link import cala, codec, latents, pixels, restoration
 
-train = typer.Typer(
+train = Group(
     help="Train the models. Every command is seeded and resumes after an interruption.", no_args_is_help=True
 )
 

@@ -16,6 +16,7 @@ from dekag.documents import read_json
 from dekag.errors import DekagError, InvalidInputError
 from dekag.files import check_folder
 from dekag.paths import shipped_model
+from services.cli.extras import as_typed
 
 RUNS = Path("runs")
 MODELS = Path("models")
@@ -119,10 +120,12 @@ def earlier_record(folder: Path | None) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def errors_of(option: str) -> Iterator[None]:
-    """Errors of the library name the option that they come from."""
+    """Errors of the library name the option that sets their field, or else the one that they come from."""
     try:
         yield
     except DekagError as error:
+        if (typed := as_typed(error)) is not error:
+            raise typed from None
         raise typer.BadParameter(str(error), param_hint=option) from None
 
 

@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -23,6 +25,7 @@ from dekag.api import image_file
 from dekag.client import Client, UnauthorizedError, gateway_url
 from dekag.errors import DekagError, NotFoundError, UnavailableError
 from services.cli.distill import read_prompts
+from services.cli.extras import Command
 from services.cli.image import default_name
 from services.cli.main import app
 from tests.services.command_line import dekag, environment
@@ -280,6 +283,28 @@ def test_a_file_that_holds_no_prompts_is_refused_in_one_line(
     assert done.exit_code == 2
     assert told in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_every_command_names_options_in_its_errors_as_they_are_typed() -> None:
+    def commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+        for name, each in group.commands.items():
+            yield from (
+                commands(each, f"{path} {name}") if hasattr(each, "commands") else [(f"{path} {name}", each)]
+            )
+
+    found = dict(commands(typer.main.get_command(app), "dekag"))
+    assert {"dekag link", "dekag train latents", "dekag bench sweep", "dekag profile check"} <= set(found)
+    assert [name for name, each in found.items() if not isinstance(each, Command)] == []
+
+
+def test_an_error_within_a_group_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in range(32):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    options = ["--profile", "stickers", "--pictures", str(tmp_path), "--count", "33", "--out", "out"]
+    done = CliRunner().invoke(app, ["train", "latents", *options])
+    assert done.exit_code == 2
+    assert done.stderr == "--count must be at most 32, the number of pictures; got '33'\n"
 
 
 def test_prompts_are_read_as_editors_write_them(tmp_path: Path) -> None:
