@@ -142,7 +142,12 @@ class SwinJscc(PixelModules):
 
         model = SwinJSCC(args, config)
         weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
-        model.load_state_dict(weights, strict=False)
+        # masks of windows depend on the size of the training's pictures; `_resize` makes them anew
+        kept = {name: each for name, each in weights.items() if not name.endswith("attn_mask")}
+        missing, unexpected = model.load_state_dict(kept, strict=False)
+        wrong = [*(name for name in missing if not name.endswith("attn_mask")), *unexpected]
+        if wrong:
+            raise ValueError(f"weights.pt is of another model: {', '.join(wrong[:3])} missing or too many")
         return cls(model)
 
     @property

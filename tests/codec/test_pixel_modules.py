@@ -323,6 +323,36 @@ def test_a_folder_names_its_class(fetched: Any, dummy_profile: Path, tmp_path: P
         plugins.register(type("PixelCodec", (Told,), {"name": "another"}))
 
 
+@pytest.mark.parametrize("name", ["DeepJscc", "AdJscc", "SwinJscc"])
+def test_weights_of_another_model_are_refused(fetched: Any, dummy_profile: Path, name: str) -> None:
+    file = fetched(name, dummy_profile) / "own" / "weights.pt"
+    right = torch.load(file, weights_only=True)
+    first, *_ = right
+    others = {
+        "one is missing": {name: each for name, each in right.items() if name != first},
+        "one is too many": {**right, "encoder.further.weight": torch.zeros(3)},
+        "other names": {f"module.{name}": each for name, each in right.items()},
+        "another shape": {**right, first: torch.zeros(7)},
+        "none": {},
+    }
+    for kind, weights in others.items():
+        torch.save(weights, file)
+        with pytest.raises(MismatchError, match="cannot be loaded from") as error:
+            load_pixel_codec(file.parent)
+        assert name.lower() in str(error.value), kind
+    torch.save(right, file)
+    load_pixel_codec(file.parent)
+
+
+def test_windows_of_another_size_in_the_weights_of_a_swinjscc_do_not_count(
+    fetched: Any, dummy_profile: Path
+) -> None:
+    file = fetched("SwinJscc", dummy_profile) / "own" / "weights.pt"
+    mask = {"encoder.layers.0.blocks.1.attn_mask": torch.zeros(64, 4, 4)}
+    torch.save({**torch.load(file, weights_only=True), **mask}, file)
+    load_pixel_codec(file.parent)
+
+
 def test_a_profile_with_a_plug_in_is_complete_whatever_its_weights_are(
     fetched: Any, dummy_profile: Path
 ) -> None:
