@@ -10,17 +10,25 @@ import importlib.util
 from abc import abstractmethod
 from typing import Any
 
+import numpy as np
+
 from dekag.errors import NotFoundError
 from dekag.metrics.image import Metric, Pixels, Scores, as_numpy, as_torch, check_side
+
+_SIDE = 64  # of images that every network takes, pixels
 
 
 class _Downloaded(Metric):
     """A metric whose network torchvision downloads."""
 
     def check(self) -> None:
-        """NotFoundError if the extra is not installed; whether weights can be downloaded, a score shows."""
-        if importlib.util.find_spec("torchvision") is None:
-            raise NotFoundError(f"{self.name} needs torchvision: pip install 'dekag[perceptual]'")
+        """Loads the network, so that hours of work do not end for want of it.
+
+        Raises:
+            NotFoundError: the extra is not installed, or the network's weights cannot be downloaded.
+        """
+        blank = np.zeros((1, _SIDE, _SIDE, 3), np.uint8)
+        self.score(blank, blank)
 
     def score(self, images: Pixels, references: Pixels) -> Scores:
         """(n,), 0 for identical images.
@@ -32,7 +40,8 @@ class _Downloaded(Metric):
         import torch
 
         check_side(images, self)
-        self.check()
+        if importlib.util.find_spec("torchvision") is None:
+            raise NotFoundError(f"{self.name} needs torchvision: pip install 'dekag[perceptual]'")
         try:
             with torch.inference_mode():
                 return as_numpy(self._distances(as_torch(images), as_torch(references)))

@@ -21,7 +21,7 @@ from dekag.pictures import Picture, Tiling
 from dekag.pixel_codec import PixelCodec
 from dekag.pixel_modules import PixelModules, load_pixel_codec, pixel_codec_hash
 from dekag.profile import load_profile
-from tests.fetched import EXAMPLE, fetch
+from tests.fetched import EXAMPLE, MODELS, fetch
 
 pytestmark = pytest.mark.usefixtures("plugging")
 
@@ -321,6 +321,39 @@ def test_a_folder_names_its_class(fetched: Any, dummy_profile: Path, tmp_path: P
         load_pixel_codec(own)
     with pytest.raises(InvalidInputError, match="unique"):
         plugins.register(type("PixelCodec", (Told,), {"name": "another"}))
+
+
+PAPERS_DEEPJSCC = """
+from torch import nn
+
+def layers(kind, sizes, strides):
+    for (before, after), stride in zip(zip(sizes, sizes[1:]), strides, strict=True):
+        more = {"output_padding": stride - 1} if kind is nn.ConvTranspose2d else {}
+        yield kind(before, after, 5, stride=stride, padding=2, **more)
+        yield nn.PReLU()
+
+class DeepJSCC(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.encoder = nn.Sequential(*layers(nn.Conv2d, (3, 16, 32, 32, 32, c), (2, 2, 1, 1, 1)))
+        *decoder, _ = layers(nn.ConvTranspose2d, (c, 32, 32, 32, 16, 3), (1, 1, 1, 2, 2))
+        self.decoder = nn.Sequential(*decoder, nn.Sigmoid())
+"""
+
+
+def test_a_deepjscc_of_the_papers_layers_has_the_papers_rate(
+    fetched: Any, dummy_profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bourtsoulatze, Kurka and Gündüz, 2019: c = 8 channels are k/n = 1/12; the weights are random."""
+    monkeypatch.setitem(MODELS, "DeepJscc", PAPERS_DEEPJSCC)
+    link = PixelLink.load(fetched("DeepJscc", dummy_profile))
+    received = link.picture(picture(32, 32), LinkConditions(snr_db=10, fading="awgn"), cbr=1 / 12)
+    assert (received.channel_uses, received.cbr) == (256, 1 / 12)
+    with torch.inference_mode():
+        alone = link.codec.decoder(link.codec.encoder(torch.zeros(1, 3, 32, 32)))
+    assert alone.shape == (1, 3, 32, 32)
+    assert received.pixels is not None
+    assert received.pixels.shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("name", ["DeepJscc", "AdJscc", "SwinJscc"])

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -484,6 +485,30 @@ def test_a_metric_whose_extra_is_missing_is_refused_before_anything_is_measured(
     sweep = Sweep.model_validate({"name": "own", "profile": profile, "snr_db": [20], **sent})
     with pytest.raises(NotFoundError, match=r"lpips needs torchvision: pip install 'dekag\[perceptual\]'"):
         run(sweep, runs=tmp_path)
+
+
+@pytest.mark.usefixtures("plugging")
+def test_a_network_that_cannot_be_downloaded_is_said_before_anything_is_measured(
+    profile: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def distances(*_: Any) -> Any:  # as torchvision does without a network
+        raise URLError("Name or service not known")
+
+    plugins.register(Lpips)
+    monkeypatch.setattr(Lpips, "_distances", distances)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: pytest.fail("a point was measured"))
+    sent = {"pictures": str(pictures), "deliveries": ["pixels"], "metrics": ["psnr_db", "lpips"]}
+    sweep = Sweep.model_validate({"name": "own", "profile": profile, "snr_db": [20], **sent})
+    with pytest.raises(NotFoundError, match=r"lpips needs the weights .* cannot be downloaded: .*not known"):
+        run(sweep, runs=tmp_path)
+
+
+def test_a_metric_that_ships_as_a_plug_in_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError) as error:
+        read_sweep(written(tmp_path, "{name: own, deliveries: [pixels]}"), metrics=["lpips", "dists"])
+    told = "dekag --plugin dekag.metrics.perceptual:Lpips --plugin dekag.metrics.perceptual:Dists sweep ..."
+    assert told in str(error.value)
 
 
 @pytest.mark.usefixtures("plugging")

@@ -39,6 +39,7 @@ from dekag.files import list_folder
 from dekag.link import trace
 from dekag.link.conditions import BUILT_IN_TRACES, GivenConditions, LinkConditions
 from dekag.makd.topics import read_topics
+from dekag.metrics.perceptual import Dists, Lpips
 from dekag.pictures import PictureFolder, find_pictures
 from dekag.pixel_modules import pixel_codec_hash
 from dekag.profile import load_profile
@@ -346,8 +347,12 @@ class Sweep(Document):
     def _known_metrics(cls, metrics: list[str]) -> list[str]:
         known = [*REFERENCE_METRICS, *plugins.names("metric")]
         if unknown := [name for name in metrics if name not in known]:
-            allowed = {"unknown": ", ".join(unknown), "allowed": ", ".join(known)}
-            raise PydanticCustomError("metrics", "{unknown}: must be of {allowed}", allowed)
+            allowed = ", ".join(known)
+            if ours := [each for each in (Lpips, Dists) if each.name in unknown]:
+                options = " ".join(f"--plugin {each.__module__}:{each.__name__}" for each in ours)
+                allowed += f", or of a plug-in: dekag {options} sweep ..."
+            told = {"unknown": ", ".join(unknown), "allowed": allowed}
+            raise PydanticCustomError("metrics", "{unknown}: must be of {allowed}", told)
         return metrics
 
     @field_validator("links")
