@@ -252,15 +252,16 @@ class PromptReader:
         states, mask = self._read([window for prompt in prompts for window in prompt])
         return states.reshape(len(prompts), -1, states.shape[-1]), mask.reshape(len(prompts), -1)
 
+    @torch.inference_mode()
     def _read(self, windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
         """States (windows, tokens, width) and mask (windows, tokens) of windows."""
         if self.encoder is not None:
-            return self._computed(self.encoder, windows)
+            return self.read_by(self.encoder, windows)
         new = [window for window in dict.fromkeys(windows) if window not in self._known]
         if new and self._load_encoder is not None:
             encoder = self._load_encoder()
             for window in new:
-                states, mask = self._computed(encoder, [window])
+                states, mask = self.read_by(encoder, [window])
                 self._known[window] = states.cpu(), mask
         found = [self._known[window] for window in windows]
         for window in windows:
@@ -269,11 +270,15 @@ class PromptReader:
             self._known.popitem(last=False)
         return torch.cat([states for states, _ in found]), torch.cat([mask for _, mask in found])
 
-    @torch.inference_mode()
-    def _computed(self, encoder: Any, windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
+    def read_by(self, encoder: Any, windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (windows, tokens, width) and mask (windows, tokens) of windows, as the pipeline reads them.
+
+        A text encoder of Stable Diffusion sees the mask if its configuration says so.
+        """
         device, _ = device_and_dtype(encoder)
         ids, mask = (each.to(device) for each in self.tensors(windows))
-        states: torch.Tensor = encoder(ids, attention_mask=mask)[0] if self.masked else encoder(ids)[0]
+        sees_mask = self.masked or getattr(encoder.config, "use_attention_mask", False)
+        states: torch.Tensor = encoder(ids, attention_mask=mask if sees_mask else None)[0]
         return states, mask.cpu()
 
     def _said(self, prompt: str) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.topics import matching
 
@@ -68,9 +67,8 @@ def encode_prompts(
         vectors: (rows, width); the windows select rows.
     """
     windows = [window for prompt in prompts for window in prompt]
-    ids, _ = reader.tensors(windows)
     with metaword(reader.encoder, vectors, [window.rows for window in windows]):
-        read: torch.Tensor = reader.encoder(ids.to(device_and_dtype(reader.encoder)[0]))[0]
+        read, _ = reader.read_by(reader.encoder, windows)
     counts = [len(prompt) for prompt in prompts]
     parts = [part.flatten(0, 1) for part in read.split(counts)]
     if len(set(counts)) == 1:

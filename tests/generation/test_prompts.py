@@ -57,6 +57,17 @@ def test_a_prompt_that_fits_is_read_as_the_pipeline_reads_it(generator: Generato
     assert torch.equal(mask, theirs.attention_mask)
 
 
+def test_a_text_encoder_that_sees_the_mask_reads_as_in_the_pipeline(dummy_profile: Path) -> None:
+    edge = Generator.from_profile(load_profile(dummy_profile), "edge")
+    edge.pipeline.text_encoder.config.use_attention_mask = True
+    theirs, _ = edge.pipeline.encode_prompt("a red boat", "cpu", 1, False)
+    windows = [edge.reader.windows("a red boat")]
+    ours = edge.reader.states(windows)["prompt_embeds"]
+    taught, _ = encode_prompts(edge.reader, windows, torch.zeros(0, ours.shape[-1]))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(taught, theirs)
+
+
 @pytest.mark.parametrize("count", LONG)
 def test_no_word_is_lost_or_cut(generator: Generator, count: int) -> None:
     reader = generator.reader
