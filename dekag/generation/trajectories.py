@@ -208,6 +208,8 @@ def signal_of(scheduler: Any) -> torch.Tensor:
     if not hasattr(scheduler, "alphas_cumprod") or float(getattr(scheduler, "init_noise_sigma", 0)) != 1:
         kind = type(scheduler).__name__
         raise MismatchError(f"the sampler {kind} does not preserve variance: {_REMEDY}")
+    if not _has_own_signal(scheduler):
+        raise MismatchError(f"the sampler {type(scheduler).__name__} replaces the noise schedule: {_REMEDY}")
     if (predicts := scheduler.config.prediction_type) not in _PREDICTED:
         raise MismatchError(f"a cloud that predicts {predicts!r} keeps no trajectories: {_REMEDY}")
     signal: torch.Tensor = scheduler.alphas_cumprod.cpu().float()
@@ -215,11 +217,35 @@ def signal_of(scheduler: Any) -> torch.Tensor:
 
 
 def trained_signal(scheduler: Any) -> torch.Tensor:
-    """The same of the noise schedule that a denoiser was trained with, whatever sampler it draws with."""
+    """The same of the noise schedule that a denoiser was trained with, whatever sampler it draws with.
+
+    Raises:
+        MismatchError: as `trained_schedule`.
+    """
+    signal: torch.Tensor = trained_schedule(scheduler).alphas_cumprod.float()
+    return signal
+
+
+def trained_schedule(scheduler: Any) -> Any:
+    """The DDPMScheduler with the noise schedule that a denoiser was trained with, from that of its sampler.
+
+    Raises:
+        MismatchError: the sampler says nothing of such a schedule, as those of EDM and of flow matching. The
+            schedule that diffusers takes for a missing one would be wrong.
+    """
     from diffusers import DDPMScheduler
 
-    signal: torch.Tensor = DDPMScheduler.from_config(scheduler.config).alphas_cumprod.float()
-    return signal
+    if not hasattr(scheduler, "alphas_cumprod") or not _has_own_signal(scheduler):
+        kind = type(scheduler).__name__
+        raise MismatchError(
+            f"the edge's sampler {kind} has no noise schedule that an update can be taught with"
+        )
+    return DDPMScheduler.from_config(scheduler.config)
+
+
+def _has_own_signal(scheduler: Any) -> bool:
+    """Whether a sampler takes the noise of its steps from `alphas_cumprod`, not from that of a flow."""
+    return not scheduler.config.get("use_flow_sigmas")
 
 
 def check_alike(same_autoencoder: bool, cloud: torch.Tensor, edge: torch.Tensor) -> None:

@@ -30,7 +30,8 @@ class DiffusionLoss:
         self.timesteps = int(scheduler.config.num_train_timesteps)
         signal = scheduler.alphas_cumprod
         snr = signal / (1 - signal)
-        self._weights = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1 if self._predicts_velocity else snr)
+        weights = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1 if self._predicts_velocity else snr)
+        self._weights = weights.nan_to_num(nan=1.0)  # 0 / 0 of noise alone: the limit
 
     def draw_timesteps(self, batch: int, generator: torch.Generator) -> torch.Tensor:
         """Sample a timestep from each of `batch` equal parts of the schedule, (batch,) int64.

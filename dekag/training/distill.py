@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from peft import LoraConfig
 from torch import nn
 
@@ -35,7 +34,7 @@ from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import GenerationRequest
 from dekag.generation.traced_denoiser import MAX_PARAMETERS, traced_if_possible, worth_tracing
-from dekag.generation.trajectories import Trajectories, TrajectoryFile, check_generators
+from dekag.generation.trajectories import Trajectories, TrajectoryFile, check_generators, trained_schedule
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.ladder import (
@@ -648,7 +647,7 @@ def train(
         optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99), foreach=True
         )
-        loss = DiffusionLoss(DDPMScheduler.from_config(pipeline.scheduler.config))
+        loss = DiffusionLoss(trained_schedule(pipeline.scheduler))
 
         device, dtype = device_and_dtype(pipeline.unet)
         trained = list(parameters.parameters())
@@ -820,6 +819,7 @@ def distill(
     """
     if config.method == "full":
         raise MismatchError("a full fine-tune changes every weight: it makes no knowledge update")
+    DiffusionLoss(trained_schedule(edge.pipeline.scheduler))  # refuses before anything is drawn
     learnt, kept, seeds = topic.prompts, topic.held_out, _seeds(topic, config)
     if isinstance(cloud, Generator) and config.objective == "trajectories":
         check_generators(cloud, edge)

@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from torch import nn
 
 from dekag.errors import InvalidInputError, MismatchError
@@ -440,6 +445,32 @@ def test_full_fine_tune_makes_no_update(cloud: Generator, edge: Generator, tmp_p
 def test_a_denoiser_that_predicts_neither_noise_nor_velocity_is_refused() -> None:
     with pytest.raises(MismatchError, match="predicts 'sample' cannot be trained"):
         DiffusionLoss(DDPMScheduler(**{**NOISE_SCHEDULE, "prediction_type": "sample"}))
+
+
+@pytest.mark.parametrize("kind", [EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, "flow sigmas"])
+def test_an_edge_without_a_noise_schedule_is_refused_before_anything_is_drawn(
+    cloud: Generator, dummy_profile: Path, tmp_path: Path, kind: Any
+) -> None:
+    edge = Generator.from_profile(load_profile(dummy_profile), "edge")
+    config = edge.pipeline.scheduler.config
+    flow = DPMSolverMultistepScheduler.from_config(config, use_flow_sigmas=True)
+    edge.pipeline.scheduler = flow if kind == "flow sigmas" else kind()
+    with pytest.raises(MismatchError, match="has no noise schedule that an update can be taught with"):
+        distill(cloud, edge, prompts_of("neon"), TINY, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("predicts", ["v_prediction", "epsilon"])
+def test_weights_of_the_loss_are_finite_where_no_signal_is_left(predicts: str) -> None:
+    own = {"prediction_type": predicts, "rescale_betas_zero_snr": True}
+    scheduler = DDPMScheduler(**NOISE_SCHEDULE | own)
+    clean, noise, timesteps = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([999])
+    assert scheduler.alphas_cumprod[999] == 0
+    loss = DiffusionLoss(scheduler)(clean, noise, timesteps, lambda noisy: noisy + 1)
+    if predicts == "epsilon":
+        torch.testing.assert_close(loss, torch.tensor(1.0))  # the weight is 1, as everywhere below 7 dB
+    else:
+        assert torch.isfinite(loss)
 
 
 def test_velocity_prediction_is_trained_as_such() -> None:

@@ -280,6 +280,9 @@ def test_samplers_whose_trajectories_cannot_be_learnt_from_are_refused(teacher: 
     teacher.pipeline.scheduler = EulerDiscreteScheduler.from_config(config)
     with pytest.raises(MismatchError, match="EulerDiscreteScheduler"):
         teacher.denoised(PROMPTS[:1], SEEDS[:1])
+    teacher.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(config, use_flow_sigmas=True)
+    with pytest.raises(MismatchError, match="replaces the noise schedule"):
+        teacher.denoised(PROMPTS[:1], SEEDS[:1])
     strange = DDIMScheduler.from_config(config, prediction_type="sample")
     with pytest.raises(MismatchError, match="sample"):
         of_steps([Step(1, torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8))], strange, "vae")
