@@ -517,7 +517,7 @@ class PictureReport(_Response):
     notes: list[str] = Field(
         default_factory=list,
         description="What was done to the file's samples before sending: turned upright, transparency on "
-        "white, 16 bits reduced to 8, and the like. And what to expect of a rate that the codec was not "
+        "white, 16 bits reduced to 8, and the like; and what to expect of a rate that the codec was not "
         "trained for.",
         examples=[["turned as its EXIF orientation says"]],
     )

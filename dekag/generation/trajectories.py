@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from dekag.errors import MismatchError
 from dekag.generation import loading
-from dekag.generation.profile import HasGenerators
+from dekag.generation.profile import GeneratorProfile, HasGenerators
 
 if TYPE_CHECKING:
     from dekag.generation.models import Generator
@@ -168,22 +168,33 @@ def of_steps(steps: Sequence[Step], scheduler: Any, autoencoder: str) -> Traject
     return Trajectories(timesteps, signal, clean.half(), noise.half(), autoencoder)
 
 
-def check_teachable(profile: HasGenerators) -> None:
-    """Raises MismatchError if the edge of a profile cannot learn from trajectories of its cloud.
+def check_teachable(
+    profile: HasGenerators, objective: Literal["images", "trajectories"] = "trajectories"
+) -> None:
+    """Raises MismatchError if the edge of a profile cannot learn from its cloud's images or trajectories.
+
+    It loads no weights, so that nothing is drawn in vain.
 
     Raises:
         NotFoundError: a part is not on this machine.
         MismatchError: also if a part is not what a pipeline needs.
     """
     cloud, edge = profile.cloud, profile.edge
+    own = trained_signal(_sampler(edge))
+    if objective == "images":
+        return
     if cloud.steps < edge.steps:
         raise MismatchError(_too_few(cloud.steps, edge.steps))
     hashes = [loading.autoencoder_hash(each) for each in (cloud, edge)]
+    check_alike(hashes[0] == hashes[1], signal_of(_sampler(cloud)), own)
+
+
+def _sampler(model: GeneratorProfile) -> Any:
+    """The sampler of a generator that is not loaded."""
     try:
-        samplers = [loading.load_component(each, "scheduler") for each in (cloud, edge)]
+        return loading.load_component(model, "scheduler")
     except OSError as error:
         raise MismatchError(f"a sampler has no configuration: {error}") from None
-    check_alike(hashes[0] == hashes[1], signal_of(samplers[0]), trained_signal(samplers[1]))
 
 
 def check_generators(cloud: Generator, edge: Generator) -> None:

@@ -344,8 +344,7 @@ def kept_cloud_images(
 def _for_topic(identity: str, topic: TopicPrompts, config: DistillConfig, folder: Path) -> list[_Wanted]:
     """The images that a topic is learnt from, those of the training prompts first.
 
-    Who learns trajectories never sees the pixels of training images, and decoding them takes a fifth of the
-    drawing.
+    Who learns trajectories never sees the pixels of training images, so they are not decoded.
     """
     wanted = _wanted(identity, [*topic.prompts, *topic.held_out], _seeds(topic, config), folder / IMAGES)
     if config.objective == "images":
@@ -482,6 +481,15 @@ def traced(unet: Any, wanted: bool) -> Iterator[None]:
     trace = traced_if_possible(unet, training=True) if wanted else None
     with nullcontext() if trace is None else trace.in_use():
         yield
+
+
+def _loss_of(pipeline: Any) -> DiffusionLoss:
+    """The loss that the denoiser of a pipeline was trained with.
+
+    Raises:
+        MismatchError: its noise schedule is not known, or it predicts neither noise nor velocity.
+    """
+    return DiffusionLoss(trained_schedule(pipeline.scheduler))
 
 
 def new_metaword(text_encoder: Any, rows: int, seed: int) -> nn.Parameter:
@@ -647,7 +655,7 @@ def train(
         optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99), foreach=True
         )
-        loss = DiffusionLoss(trained_schedule(pipeline.scheduler))
+        loss = _loss_of(pipeline)
 
         device, dtype = device_and_dtype(pipeline.unet)
         trained = list(parameters.parameters())
@@ -819,7 +827,7 @@ def distill(
     """
     if config.method == "full":
         raise MismatchError("a full fine-tune changes every weight: it makes no knowledge update")
-    DiffusionLoss(trained_schedule(edge.pipeline.scheduler))  # refuses before anything is drawn
+    _loss_of(edge.pipeline)  # an edge that cannot be taught is refused before the cloud draws
     learnt, kept, seeds = topic.prompts, topic.held_out, _seeds(topic, config)
     if isinstance(cloud, Generator) and config.objective == "trajectories":
         check_generators(cloud, edge)

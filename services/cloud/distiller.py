@@ -141,8 +141,7 @@ class Distillation:
             held_out=config.held_out,
             seed=config.seed,
         )
-        if config.objective == "trajectories":
-            check_teachable(profile)
+        check_teachable(profile, config.objective)
         callbacks: dict[str, Any] = {"on_progress": self._note, "should_stop": self.stop.is_set}
         placed = settings.placement(keep_text_encoder=settings.keep_text_encoder)
         facts = GeneratorFacts.of_profile(profile, "cloud", placed)

@@ -877,7 +877,7 @@ class SentPicture(_message.Message):
     """PSNR of what the autoencoder makes of it, dB; semantic deliveries only"""
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """what was done to its samples, and what to expect of a rate of no training"""
+        """what was done to its samples, and what to expect of a rate that no training saw"""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
@@ -264,6 +265,25 @@ def test_a_profile_whose_edge_cannot_learn_so_is_refused_before_anything_is_draw
     )
     assert why in f"{told.output}{told.exception}"
     assert not runs.exists()
+
+
+@pytest.mark.parametrize("objective", ["images", "trajectories"])
+def test_a_profile_whose_edge_has_no_noise_schedule_is_refused_before_anything_is_drawn(
+    dummy_profile: Path, tmp_path: Path, objective: str
+) -> None:
+    copied = shutil.copytree(dummy_profile, tmp_path / "mine")
+    EDMEulerScheduler().save_pretrained(copied / "edge" / "scheduler")
+    index = json.loads((copied / "edge" / "model_index.json").read_text())
+    index["scheduler"][1] = "EDMEulerScheduler"
+    (copied / "edge" / "model_index.json").write_text(json.dumps(index))
+    content = json.loads((copied / "profile.json").read_text()) | {"distill": {"objective": objective}}
+    (copied / "profile.json").write_text(json.dumps(content))
+    told = CliRunner().invoke(
+        app,
+        ["train", "knowledge", "--topic", "neon", "--profile", str(copied), "--runs", str(tmp_path / "runs")],
+    )
+    assert "has no noise schedule that an update can be taught with" in f"{told.output}{told.exception}"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_cloud_of_fewer_steps_than_the_edge_takes_is_refused(dummy_profile: Path) -> None:

@@ -458,8 +458,8 @@ def run_gka(
     bank = model_bank(profile)
     _ = bank.evaluators
     base = DistillConfig(**bank.profile.distill.given())
-    if plan.train and base.objective == "trajectories":
-        check_teachable(bank.profile)
+    if plan.train:
+        check_teachable(bank.profile, base.objective)
     measured = measure(base, profile=profile, prompts=prompts, plan=plan, workers=workers, runs=runs)
     edge_bytes = model_bytes(bank.edge)
     write(measured, base, results, edge_bytes)

@@ -108,8 +108,7 @@ def knowledge(
     asked = {name: value for name, value in named.items() if value is not None}
     usual = models.distill.given() if settings_of is None else _settings_of(settings_of)
     config = DistillConfig(**{**usual, **asked})
-    if config.objective == "trajectories":
-        check_teachable(models)
+    check_teachable(models, config.objective)
     folder = out or profile_folder(profile) / "knowledge"
     placed = {role: machine_placement(role, trained=role == "edge") for role in ROLES}
     machine = read(TrainingMachine)
